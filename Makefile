@@ -1,0 +1,57 @@
+# install · demo · test · lint · bench: each sets up .venv itself.
+PYTHON ?= python3
+PY := .venv/bin/python
+DEMO := config/demo/demo_split0_resnet18
+DEMO_RUN := exp/demo/HDMNet/split0/resnet18/1shot
+
+.PHONY: install demo test lint bench app app-install demo-encoder
+
+install: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The whole method in small, on generated pictures (docs/demo.md). FULL=1 trains stage 1 as well.
+demo: install
+	$(PY) -m util.prepare demo --root data/demo
+ifdef FULL
+	$(PY) train_base.py --config $(DEMO)_base.yaml
+	$(PY) train.py --config $(DEMO).yaml --opts base_weight null
+else
+	$(PY) train.py --config $(DEMO).yaml
+endif
+	$(PY) test.py --config $(DEMO).yaml --baselines --figures 4 --output $(DEMO_RUN)/result.json
+	$(PY) test.py --config $(DEMO).yaml --swap-supports --output $(DEMO_RUN)/swapped.json
+	$(PY) -m util.demo table --results $(DEMO_RUN)/result.json --swapped $(DEMO_RUN)/swapped.json
+	@echo "pictures: $(DEMO_RUN)/figures"
+
+# How assets/demo_encoder.pth is made: stage 1, longer and on a larger generated set.
+demo-encoder: install
+	$(PY) -m util.prepare demo --root data/demo_large --lists lists/demo_large --train 24000 --val 500
+	$(PY) train_base.py --config $(DEMO)_base.yaml --opts data_root data/demo_large \
+	  train_list lists/demo_large/train.txt val_list lists/demo_large/val.txt name encoder epochs 5
+	$(PY) -m util.demo encoder --checkpoint exp/demo/PSPNet/split0/resnet18/encoder/best.pth \
+	  --output assets/demo_encoder.pth
+
+test: .venv/installed-dev
+	$(PY) -m pytest $(ARGS)
+
+lint: .venv/installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+app-install: install
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements-app.txt
+
+# The web page: paint supports, drop in pictures.
+app: app-install
+	$(PY) app.py $(ARGS)
+
+bench: install
+	$(PY) -m benchmark $(ARGS)
