@@ -1,0 +1,205 @@
+"""Encoders as feature pyramids: ResNet with dilated last stages, VGG-16 with batch norm."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.layers import ConvNorm, align
+
+
+class Features(NamedTuple):
+    """f2, f3, f4 [B, C, h, w] of encoder stages 2, 3, 4 (f2 resized to f3 where they differ)."""
+
+    f2: Tensor
+    f3: Tensor
+    f4: Tensor
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with a shortcut (ResNet-18)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(inputs, width, 3, stride=stride, padding=dilation, dilation=dilation)
+        self.conv2 = ConvNorm(width, width, 3, padding=dilation, dilation=dilation)
+        self.downsample = (
+            ConvNorm(inputs, width, 1, stride=stride) if stride != 1 or inputs != width else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.conv2(F.relu(self.conv1(x), inplace=True)).add_(shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolutions with a shortcut (ResNet-50 and deeper)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = ConvNorm(inputs, width, 1)
+        self.conv2 = ConvNorm(width, width, 3, stride=stride, padding=dilation, dilation=dilation)
+        self.conv3 = ConvNorm(width, outputs, 1)
+        self.downsample = (
+            ConvNorm(inputs, outputs, 1, stride=stride)
+            if stride != 1 or inputs != outputs
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.conv3(
+            F.relu(self.conv2(F.relu(self.conv1(x), inplace=True)), inplace=True)
+        ).add_(shortcut)
+
+
+class ResNetEncoder(nn.Module):
+    """ResNet whose stages 3 and 4 keep stride 1 and dilate by 2 and 4: output stride 8.
+
+    ``stem``: 'deep' (three 3×3 convolutions) or '7x7'. ``width``: channels of the first stage (64
+    as published). ``block_relu``: False gives f2, f3, f4 as they are before the last residual
+    block's ReLU; what flows on to the next stage is always rectified.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        stem: str = "deep",
+        width: int = 64,
+        block_relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.block_relu = block_relu
+        if stem == "deep":
+            self.stem = nn.ModuleList(
+                [
+                    ConvNorm(3, width, 3, stride=2, padding=1),
+                    ConvNorm(width, width, 3, padding=1),
+                    ConvNorm(width, 2 * width, 3, padding=1),
+                ]
+            )
+            inputs = 2 * width
+        else:
+            self.stem = nn.ModuleList([ConvNorm(3, width, 7, stride=2, padding=3)])
+            inputs = width
+        stages = []
+        for stage, (depth, stride, dilation) in enumerate(
+            zip(depths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)
+        ):
+            blocks = []
+            for index in range(depth):
+                blocks.append(block(inputs, width << stage, stride if index == 0 else 1, dilation))
+                inputs = (width << stage) * block.expansion
+            stages.append(nn.ModuleList(blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.channels = tuple((width << stage) * block.expansion for stage in (1, 2, 3))
+        self.head_width = 8 * width
+
+    @staticmethod
+    def output_size(size: int) -> int:
+        """Rows (columns) of f2, f3, f4 for an input of ``size`` rows (columns)."""
+        for _ in range(3):
+            size = (size - 1) // 2 + 1
+        return size
+
+    def forward(self, image: Tensor) -> Features:
+        """image [B, 3, H, W], normalised."""
+        x = image
+        for conv in self.stem:
+            x = F.relu(conv(x), inplace=True)
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        taps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage[:-1]:
+                x = F.relu(block(x), inplace=True)
+            last = stage[-1](x)
+            x = F.relu(last, inplace=self.block_relu)
+            taps.append(x if self.block_relu else last)
+        return Features(*taps[1:])
+
+
+# Convolutions of each part of VGG-16; the parts but the last end with a 2×2 pool in ceil mode.
+VGG16_PARTS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class VGGEncoder(nn.Module):
+    """VGG-16 with batch norm, cut into five parts; output stride 16, no pool after the last part.
+
+    f2 (part 3, stride 8) is resized with align_corners=True to the size of f3.
+    """
+
+    block_relu = True
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        inputs = 3
+        parts = []
+        for part in VGG16_PARTS:
+            convs = []
+            for channels in part:
+                outputs = channels * width // 64
+                convs.append(ConvNorm(inputs, outputs, 3, padding=1, bias=True))
+                inputs = outputs
+            parts.append(nn.ModuleList(convs))
+        self.parts = nn.ModuleList(parts)
+        self.channels = (4 * width, 8 * width, 8 * width)
+        self.head_width = 8 * width
+
+    @staticmethod
+    def output_size(size: int) -> int:
+        """Rows (columns) of f3 and f4 for an input of ``size`` rows (columns)."""
+        for _ in range(4):
+            size = (size + 1) // 2
+        return size
+
+    def forward(self, image: Tensor) -> Features:
+        """image [B, 3, H, W], normalised."""
+        x = image
+        taps = []
+        for part in self.parts:
+            for conv in part:
+                x = F.relu(conv(x), inplace=True)
+            if part is not self.parts[-1]:
+                x = F.max_pool2d(x, 2, stride=2, ceil_mode=True)
+            taps.append(x)
+        _, _, f2, f3, f4 = taps
+        return Features(align(f2, tuple(f3.shape[-2:])), f3, f4)
+
+
+def _resnet(block: type, depths: tuple[int, int, int, int]):
+    def build(stem: str, width: int, block_relu: bool) -> ResNetEncoder:
+        return ResNetEncoder(block, depths, stem, width, block_relu)
+
+    return build
+
+
+def _vgg(stem: str, width: int, block_relu: bool) -> VGGEncoder:
+    if not block_relu:
+        raise ValueError("block_relu: False needs residual blocks; VGG-16 has none")
+    return VGGEncoder(width)
+
+
+ENCODERS = {
+    "resnet18": _resnet(BasicBlock, (2, 2, 2, 2)),
+    "resnet50": _resnet(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": _resnet(Bottleneck, (3, 4, 23, 3)),
+    "resnet152": _resnet(Bottleneck, (3, 8, 36, 3)),
+    "vgg16": _vgg,
+}
+
+
+def build_encoder(cfg: Any) -> ResNetEncoder | VGGEncoder:
+    """Encoder named by ``backbone``, with ``stem``, ``width`` and ``block_relu``."""
+    if cfg.backbone not in ENCODERS:
+        raise ValueError(f"backbone {cfg.backbone!r} is not one of {', '.join(ENCODERS)}")
+    return ENCODERS[cfg.backbone](cfg.stem, cfg.width, cfg.block_relu)

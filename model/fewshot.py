@@ -1,0 +1,224 @@
+"""What every few-shot model of this project offers, whatever its method.
+
+A forward pass is five steps, so that evaluation and prediction can keep and reuse the results of
+the first four:
+
+    encode_query, encode_support      the frozen encoder: depends on the picture (and mask) alone
+    prepare_query, prepare_support    learned, but still independent of the episode's other pictures
+    match                             everything that mixes query and supports
+
+The intermediate results are named tuples of tensors (nested tuples allowed), batch first. Tensors
+that list support positions may differ in length between pictures; they are padded with zeros when
+they are joined, and a ``valid`` tensor beside them says which positions count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.layers import fix_batch_norms, full_precision
+
+BAND = 64
+
+
+class Output(NamedTuple):
+    """Result of an episode batch.
+
+    final: logits [B, 2, H, W] (background, object); meta: the same without the base learner, or
+    None; base: logits of the base learner [B, 1+N, H, W], or None; prior: [B, 2, h, w] in [-1, 1],
+    or None; correlations: mean correlation maps [B, h_l, w_l], finest stage first.
+    """
+
+    final: Tensor
+    meta: Tensor | None
+    base: Tensor | None
+    prior: Tensor | None
+    correlations: list[Tensor]
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``function`` to every tensor of a nested (named) tuple; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return function(value)
+    items = [map_tensors(item, function) for item in value]
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+def nbytes(value: Any) -> int:
+    """Bytes held by all tensors of a nested tuple."""
+    if value is None:
+        return 0
+    if isinstance(value, Tensor):
+        return value.element_size() * value.nelement()
+    return sum(nbytes(item) for item in value)
+
+
+def join(encodings: list[Any]) -> Any:
+    """Concatenate encodings along the batch dimension, padding ragged axes with zeros."""
+    first = encodings[0]
+    if first is None:
+        return None
+    if not isinstance(first, Tensor):
+        items = [join(list(column)) for column in zip(*encodings, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else tuple(items)
+    if len(encodings) == 1:
+        return first
+    size = [max(extent) for extent in zip(*(t.shape[1:] for t in encodings), strict=True)]
+    return torch.cat([_pad(t, size) for t in encodings])
+
+
+def _pad(tensor: Tensor, size: list[int]) -> Tensor:
+    if list(tensor.shape[1:]) == size:
+        return tensor
+    amounts = [(0, want - have) for have, want in zip(tensor.shape[1:], size, strict=True)]
+    return F.pad(tensor, [amount for pair in reversed(amounts) for amount in pair])
+
+
+def split_shots(encoding: Any, shots: int) -> Any:
+    """[B*K, ...] -> [B, K, ...] for every tensor."""
+    return map_tensors(encoding, lambda tensor: tensor.unflatten(0, (-1, shots)))
+
+
+def join_shots(episodes: list[list[Any]]) -> Any:
+    """Support encodings of B episodes with K supports each -> one encoding with [B, K, ...]."""
+    flat = join([support for supports in episodes for support in supports])
+    return split_shots(flat, len(episodes[0]))
+
+
+class FewShotModel(nn.Module):
+    """Base class: the forward pass in five steps, frozen modules, losses.
+
+    ``frozen``: names of the submodules that are never trained (and always in evaluation mode).
+    A method that is trained with another number of supports than it is evaluated with says so in
+    an attribute ``train_shot`` (HSNet: 1).
+    """
+
+    frozen: tuple[str, ...] = ()
+    fix_bn: bool = False
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> FewShotModel:
+        """The model that ``cfg`` describes, with fresh weights; reads no file.
+
+        Raises ValueError for options that do not go together.
+        """
+        raise TypeError(f"{cls.__name__} must define from_config")
+
+    def encode_query(self, image: Tensor) -> Any:
+        """Frozen part of a query picture: image [B, 3, H, W], normalised."""
+        raise TypeError(f"{type(self).__name__} must define encode_query")
+
+    def encode_support(self, image: Tensor, mask: Tensor) -> Any:
+        """Frozen part of a support: image [B, 3, H, W], mask [B, H, W] (1 object, 0, 255)."""
+        raise TypeError(f"{type(self).__name__} must define encode_support")
+
+    def encode_episode(self, query_image: Tensor, images: Tensor, masks: Tensor) -> tuple[Any, Any]:
+        """Both at once; models override it where one pass over all pictures is faster."""
+        return self.encode_query(query_image), self.encode_support(images, masks)
+
+    def prepare_query(self, encoding: Any) -> Any:
+        """Learned part of a query picture; of the encoding alone."""
+        return encoding
+
+    def prepare_support(self, encoding: Any) -> Any:
+        """Learned part of a support; of the encoding alone."""
+        return encoding
+
+    def match(
+        self,
+        query: Any,
+        supports: Any,
+        size: tuple[int, int],
+        class_index: Tensor | None = None,
+        with_base: bool = True,
+    ) -> Output:
+        """Prepared query (batch B) against prepared supports ([B, K, ...]); logits at ``size``.
+
+        ``with_base``: False leaves ``Output.base``, which depends on the query alone, at None.
+        """
+        raise TypeError(f"{type(self).__name__} must define match")
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError, naming a size that works, when the network cannot take this one."""
+
+    def forward(
+        self,
+        query_image: Tensor,
+        support_images: Tensor,
+        support_masks: Tensor,
+        class_index: Tensor | None = None,
+    ) -> Output:
+        """Segment a batch of episodes.
+
+        query_image [B, 3, H, W] and support_images [B, K, 3, H, W], normalised; support_masks
+        [B, K, H, W] with 1 = object, 0 = rest, 255 = ignore; class_index [B], the episode's class
+        among the base classes (0-based), in training only.
+        """
+        size = tuple(query_image.shape[-2:])
+        self.check_size(*size)
+        self.check_size(*support_images.shape[-2:])
+        query, support = self.encode_episode(
+            query_image, support_images.flatten(0, 1), support_masks.flatten(0, 1)
+        )
+        query = self.prepare_query(query)
+        support = split_shots(self.prepare_support(support), support_images.shape[1])
+        return self.match(query, support, size, class_index)
+
+    def losses(
+        self, out: Output, query_mask: Tensor, base_mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Scalars: ``main`` and whatever else the method has, unweighted; ``total``, weighted.
+
+        query_mask [B, H, W], integer, 1 = object, 0 = rest, 255 = ignore; base_mask [B, H, W] with
+        0..N and 255, or None. ``main``, ``meta`` and ``base`` are means over valid pixels, other
+        terms means over the batch: N processes then follow the gradient of one.
+        """
+        raise TypeError(f"{type(self).__name__} must define losses")
+
+    def param_groups(self, cfg: Any) -> list[dict[str, Any]]:
+        """Parameters to optimise, with ``lr_scale`` relative to ``base_lr`` and a ``name``."""
+        params = [p for p in self.parameters() if p.requires_grad]
+        return [{"name": type(self).__name__, "params": params, "lr_scale": 1.0}]
+
+    def freeze(self) -> None:
+        """Take the frozen submodules out of training; called at the end of construction."""
+        for name in self.frozen:
+            self.get_submodule(name).requires_grad_(False).eval()
+
+    def learnable_state(self) -> dict[str, Tensor]:
+        """The part of the state dict that training changes."""
+        prefixes = tuple(f"{name}." for name in self.frozen)
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(prefixes)}
+
+    def train(self, mode: bool = True) -> FewShotModel:
+        """Training mode, except for frozen modules and, with ``fix_bn``, every batch norm."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        if self.fix_bn:
+            fix_batch_norms(self)
+        return self
+
+
+def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy in float32, pixels with target 255 left out (0 when all are).
+
+    logits [B, C, H, W]; target [B, H, W], integer.
+    """
+    # Without gradients nothing has to be kept: bands of rows bound the memory of the log-softmax,
+    # which for a base learner's many classes would exceed everything else.
+    rows = logits.shape[2] if logits.requires_grad else BAND
+    with torch.autocast(logits.device.type, enabled=False):
+        bands = zip(logits.split(rows, dim=2), target.split(rows, dim=1), strict=True)
+        total = sum(
+            F.cross_entropy(full_precision(band), truth.long(), ignore_index=255, reduction="sum")
+            for band, truth in bands
+        )
+        return total / (target != 255).sum().clamp(min=1)

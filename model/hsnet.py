@@ -1,0 +1,323 @@
+"""HSNet: Hypercorrelation Squeeze for Few-Shot Segmentation (Min, Kang, Cho; ICCV 2021)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.conv4d import KERNELS, CenterPivotConv4d
+from model.conv4d_fast import center_pivot, norm_relu, sparse_center_pivot
+from model.fewshot import FewShotModel, Output, map_tensors, segmentation_loss
+from model.hsnet_backbone import STRIDES, build_backbone
+from model.hypercorrelation import (
+    SparseHypercorrelation,
+    Support,
+    correlate,
+    hypercorrelation,
+    object_weight,
+    query_layer,
+    resized_mask,
+    support_layer,
+    support_positions,
+)
+from model.layers import align, set_folding
+
+GROUPS = 4  # of every GroupNorm
+CHANNELS = (16, 64, 128)
+# Of each pyramid level's squeezing block: sides of the kernels, strides over the support.
+SQUEEZE = {8: ((5, 5, 3), (4, 4, 2)), 16: ((5, 3, 3), (4, 2, 2)), 32: ((3, 3, 3), (2, 2, 2))}
+HYPER_LAYERS = ("all", "shallow", "deep")
+
+
+def block(
+    kernel4d: str, inputs: int, outputs: tuple, sides: tuple, strides: tuple
+) -> nn.Sequential:
+    """4D convolutions, each with GroupNorm of four groups and ReLU."""
+    layers: list[nn.Module] = []
+    for channels, side, stride in zip(outputs, sides, strides, strict=True):
+        layers += [KERNELS[kernel4d](inputs, channels, side, stride)]
+        layers += [nn.GroupNorm(GROUPS, channels), nn.ReLU(inplace=True)]
+        inputs = channels
+    return nn.Sequential(*layers)
+
+
+class Learner(nn.Module):
+    """Encoder and decoder over the hypercorrelation pyramid (Sec. 4.2 and 4.3).
+
+    ``layers``: for each stride of the pyramid how many features are correlated there. The finest
+    stride of a full pyramid is 8.
+    """
+
+    def __init__(self, layers: dict[int, int], kernel4d: str = "center_pivot") -> None:
+        super().__init__()
+        self.strides = sorted(layers, reverse=True)  # coarse to fine
+        self.squeeze = nn.ModuleDict(
+            {
+                str(stride): block(kernel4d, layers[stride], CHANNELS, *SQUEEZE[stride])
+                for stride in self.strides
+            }
+        )
+        width = CHANNELS[-1]
+        self.mix = nn.ModuleDict(
+            {
+                str(stride): block(kernel4d, width, (width,) * 3, (3, 3, 3), (1, 1, 1))
+                for stride in self.strides[1:]
+            }
+        )
+        self.decoder1 = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, CHANNELS[1], 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        self.decoder2 = nn.Sequential(
+            nn.Conv2d(CHANNELS[1], CHANNELS[1], 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(CHANNELS[1], 2, 3, padding=1),
+        )
+
+    def forward(self, pyramid: dict[int, Tensor]) -> Tensor:
+        """Textbook form: for each stride a hypercorrelation [B, layers, h_q, w_q, h_s, w_s] ->
+        logits [B, 2, 2 h, 2 w] at twice the finest query size.
+        """
+        mixed = None
+        for stride in self.strides:
+            squeezed = self.squeeze[str(stride)](pyramid[stride])
+            if mixed is None:
+                mixed = squeezed
+                continue
+            # The query maps of all support positions as one batch of pictures.
+            maps = mixed.permute(0, 4, 5, 1, 2, 3)
+            maps = align(maps.flatten(0, 2), tuple(squeezed.shape[2:4])).unflatten(
+                0, maps.shape[:3]
+            )
+            mixed = self.mix[str(stride)](maps.permute(0, 3, 4, 5, 1, 2) + squeezed)
+        return self.decode(mixed.mean((4, 5)))
+
+    def fast(self, first_layers: dict[int, Tensor]) -> Tensor:
+        """Efficient form, from the output of each squeezing block's first convolution
+        [B, h_s', w_s', C, h_q, w_q].
+        """
+        mixed = None
+        for stride in self.strides:
+            layers = self.squeeze[str(stride)]
+            squeezed = self._layers(first_layers[stride], layers[1:])
+            if mixed is None:
+                mixed = squeezed
+                continue
+            size = tuple(squeezed.shape[-2:])
+            mixed = align(mixed.flatten(0, 2), size).unflatten(0, squeezed.shape[:3]) + squeezed
+            layers = self.mix[str(stride)]
+            mixed = self._layers(center_pivot(mixed, layers[0]), layers[1:])
+        return self.decode(mixed.mean((1, 2)))
+
+    @staticmethod
+    def _layers(x: Tensor, layers: nn.Sequential) -> Tensor:
+        """[norm, ReLU, (convolution, norm, ReLU)...]"""
+        for norm, conv in zip(layers[0:-2:3], layers[2::3], strict=True):
+            x = center_pivot(x, conv, norm)
+        return norm_relu(x, layers[-2])
+
+    def decode(self, context: Tensor) -> Tensor:
+        """[B, 128, h, w] -> logits [B, 2, 2 h, 2 w]."""
+        x = self.decoder1(context)
+        return self.decoder2(align(x, (2 * x.shape[-2], 2 * x.shape[-1])))
+
+
+class HSNet(FewShotModel):
+    """The whole. Trained with one support an episode; K supports vote.
+
+    ``pyramid``: strides of the levels in use, out of 8, 16, 32. ``hyper_layers``: correlate all
+    features of a level, or only its first ('shallow') or last ('deep'). ``kernel4d``:
+    'center_pivot', 'separable' or 'full'. ``compute``: 'fast' or 'textbook', the same result; the
+    efficient form exists for center-pivot kernels, others always take the textbook's.
+    """
+
+    frozen = ("encoder",)
+    train_shot = 1
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        pyramid: tuple[int, ...] = STRIDES,
+        hyper_layers: str = "all",
+        kernel4d: str = "center_pivot",
+        mask_support: bool = True,
+        compute: str = "fast",
+    ) -> None:
+        super().__init__()
+        if not pyramid or not set(pyramid) <= set(STRIDES):
+            raise ValueError(f"pyramid {list(pyramid)} must list strides out of {list(STRIDES)}")
+        if hyper_layers not in HYPER_LAYERS:
+            raise ValueError(f"hyper_layers {hyper_layers!r} is not one of {HYPER_LAYERS}")
+        if kernel4d not in KERNELS:
+            raise ValueError(f"kernel4d {kernel4d!r} is not one of {', '.join(KERNELS)}")
+        if compute not in ("fast", "textbook"):
+            raise ValueError(f"compute {compute!r} is not one of fast, textbook")
+        self.pyramid = tuple(sorted(set(pyramid)))
+        self.hyper_layers = hyper_layers
+        self.mask_support = mask_support
+        self.fast = compute == "fast" and kernel4d == "center_pivot"
+        self.encoder = encoder
+        counts = dict(zip(STRIDES, encoder.layers, strict=True))
+        layers = {s: counts[s] if hyper_layers == "all" else 1 for s in self.pyramid}
+        self.learner = Learner(layers, kernel4d)
+        set_folding(self.encoder, compute == "fast")
+        self.freeze()
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> HSNet:
+        """Model of a configuration: backbone, stem, width and the options of the class."""
+        return cls(
+            build_backbone(cfg),
+            pyramid=tuple(cfg.pyramid),
+            hyper_layers=cfg.hyper_layers,
+            kernel4d=cfg.kernel4d,
+            mask_support=cfg.mask_support,
+            compute=cfg.compute,
+        )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError, naming the nearest multiple of 8 that works, where the support grids of
+        the pyramid's levels do not come out equal (VGG-16 at 280², say)."""
+        bad = [size for size in (height, width) if not self._fits(size)]
+        if not bad:
+            return
+        candidates = sorted(range(8, bad[0] + 1024, 8), key=lambda size: abs(size - bad[0]))
+        works = next(size for size in candidates if self._fits(size))
+        raise ValueError(
+            f"HSNet cannot take {height}x{width} pictures: at {bad[0]} the support grids of its "
+            f"pyramid differ ({self._squeezed(bad[0])}); {works} works"
+        )
+
+    def _squeezed(self, size: int) -> dict[int, int]:
+        grids = dict(zip(STRIDES, self.encoder.grids(size), strict=True))
+        result = {}
+        for stride in self.pyramid:
+            extent = grids[stride]
+            for step in SQUEEZE[stride][1]:
+                extent = -(-extent // step)
+            result[stride] = extent
+        return result
+
+    def _fits(self, size: int) -> bool:
+        extents = set(self._squeezed(size).values())
+        return size > 0 and len(extents) == 1 and 0 not in extents
+
+    def _taps(self, image: Tensor) -> Any:
+        """The features in use, as (stride, [B, C, h, w])."""
+        if self.fast:
+            image = image.contiguous(memory_format=torch.channels_last)
+        places = {s: -1 for s in STRIDES}
+        last = dict(zip(STRIDES, (n - 1 for n in self.encoder.layers), strict=True))
+        for group, tap in self.encoder(image):
+            stride = STRIDES[group]
+            places[stride] += 1
+            wanted = {"shallow": 0, "deep": last[stride]}.get(self.hyper_layers, places[stride])
+            if stride in self.pyramid and places[stride] == wanted:
+                yield stride, tap
+
+    @torch.no_grad()
+    def encode_query(self, image: Tensor) -> dict:
+        """image [B, 3, H, W], normalised -> for each level, fine to coarse, its layers:
+        [B, h, w, C], normalised (textbook form: [B, C, h, w] as the encoder gives them)."""
+        levels: dict[int, list[Tensor]] = {stride: [] for stride in self.pyramid}
+        for stride, tap in self._taps(image):
+            levels[stride].append(query_layer(tap) if self.fast else tap)
+        return tuple(tuple(layers) for layers in levels.values())
+
+    @torch.no_grad()
+    def encode_support(self, image: Tensor, mask: Tensor) -> tuple[Support, ...]:
+        """image [B, 3, H, W], normalised; mask [B, H, W] (1 object, 0, 255, or soft in 0..1) ->
+        for each level, fine to coarse, a :class:`Support` (textbook form: its layers are the masked
+        features [B, C, h, w])."""
+        weight = object_weight(mask, image.dtype)
+        if not self.mask_support:
+            weight = torch.ones_like(weight)
+        levels: dict[int, list[Tensor]] = {stride: [] for stride in self.pyramid}
+        places: dict[int, tuple[Tensor, Tensor]] = {}
+        for stride, tap in self._taps(image):
+            if stride not in places:
+                resized = resized_mask(weight, tuple(tap.shape[-2:]))
+                places[stride] = (resized, support_positions(resized))
+            resized, positions = places[stride]
+            if self.fast:
+                levels[stride].append(support_layer(tap, resized, positions))
+            else:
+                levels[stride].append(tap * resized[:, None])
+        return tuple(Support(*places[stride], tuple(levels[stride])) for stride in self.pyramid)
+
+    def match(
+        self,
+        query: Any,
+        supports: Any,
+        size: tuple[int, int],
+        class_index: Tensor | None = None,
+        with_base: bool = True,
+    ) -> Output:
+        """Logits for one support; for K supports the vote, as scores 0 and 1 (``class_index`` and
+        ``with_base`` change nothing here). ``correlations`` (evaluation mode only): for each level,
+        finest first, the mean over layers and over the positions of the object in all supports,
+        [B, h, w]."""
+        shots = supports[0].mask.shape[1]
+        if self.training and shots != 1:
+            raise ValueError(f"HSNet is trained with one support an episode, not {shots}")
+        results = []
+        for shot in range(shots):
+            support = map_tensors(supports, lambda tensor, k=shot: tensor[:, k])
+            results.append(self._one_shot(query, support))
+        logits = [align(logits, size) for logits, _ in results]
+        final = logits[0] if shots == 1 else vote(logits)
+        correlations = []
+        for maps in zip(*(maps for _, maps in results), strict=True):
+            totals, counts = (torch.stack(part).sum(0) for part in zip(*maps, strict=True))
+            correlations.append(totals / counts.clamp(min=1)[:, None, None])
+        return Output(final, None, None, None, correlations)
+
+    def _one_shot(self, query: Any, supports: tuple[Support, ...]) -> tuple[Tensor, list]:
+        """Logits at twice the finest query size, and in evaluation mode for each level the sum of
+        the correlations over support positions (mean over layers) [B, h, w] and the number of
+        positions [B]."""
+        inputs, maps = {}, []
+        for stride, layers, support in zip(self.pyramid, query, supports, strict=True):
+            if self.fast:
+                correlations = correlate(layers, support)
+                conv = self.learner.squeeze[str(stride)][0]
+                inputs[stride] = first_convolution(correlations, conv)
+                total = None if self.training else correlations.total()
+            else:
+                inputs[stride] = hypercorrelation(layers, support.layers)
+                total = None if self.training else inputs[stride].mean(1).sum((3, 4))
+            if total is not None:
+                maps.append((total, (support.mask > 0).sum((1, 2))))
+        return (self.learner.fast if self.fast else self.learner)(inputs), maps
+
+    def losses(self, out: Output, query_mask: Tensor, base_mask: Tensor | None) -> dict:
+        """Cross-entropy at input size: main, and total, the same."""
+        main = segmentation_loss(out.final, query_mask)
+        return {"main": main, "total": main}
+
+
+def first_convolution(correlations: SparseHypercorrelation, conv: CenterPivotConv4d) -> Tensor:
+    """First convolution of a squeezing block -> [B, h_s', w_s', C, h_q, w_q].
+
+    On a CPU only the support positions inside the mask take part. With all positions in the mask
+    the plain form is faster, and on a GPU it always is: it has far fewer, larger products.
+    """
+    if correlations.maps[0].device.type == "cpu" and not correlations.is_full():
+        return sparse_center_pivot(*correlations, conv)
+    return center_pivot(correlations.dense(), conv)
+
+
+def vote(logits: list[Tensor]) -> Tensor:
+    """Decision of K predictions [B, 2, H, W] as scores 0 and 1, [B, 2, H, W].
+
+    A pixel's votes are divided by the largest number of votes in its picture (at least 1); it is
+    object where that is 0.5 or more.
+    """
+    votes = torch.stack([shot.argmax(1) for shot in logits]).sum(0)
+    most = votes.flatten(1).amax(1).clamp(min=1)[:, None, None]
+    decision = (2 * votes >= most).to(logits[0].dtype)
+    return torch.stack([1 - decision, decision], dim=1)

@@ -1,0 +1,112 @@
+"""Small pieces shared by the models: resizing, conv + batch norm with a folded view."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def align(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of [B, C, h, w] with align_corners=True."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def plain(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of [B, C, h, w] with align_corners=False."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest resize of [B, h, w] (any dtype); the corner pixel of each cell is taken."""
+    rows = _nearest_index(mask.shape[-2], size[0], mask.device)
+    columns = _nearest_index(mask.shape[-1], size[1], mask.device)
+    return mask[..., rows[:, None], columns]
+
+
+def _nearest_index(source: int, target: int, device: torch.device) -> Tensor:
+    # As F.interpolate(mode='nearest'): floor(i * scale), computed in float32.
+    index = torch.arange(target, dtype=torch.float32, device=device) * (source / target)
+    return index.long().clamp(max=source - 1)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that autocast would use for ``x`` here, or the dtype of ``x`` without autocast."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float32 for half-precision tensors; float32 and float64 stay as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class ConvNorm(nn.Module):
+    """Convolution followed by batch norm.
+
+    With ``fold`` set, a batch norm that is in evaluation mode is folded into the convolution: one
+    operation and one stored map instead of two. Where gradients flow, they flow through the
+    folding. Otherwise the folded weights are kept as a view made on demand: not in the state
+    dict, made anew whenever one of the tensors they come from has changed.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, **options) -> None:
+        super().__init__()
+        options.setdefault("bias", False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, **options)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.fold = False
+        self._folded: dict[torch.dtype, tuple] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, I, h, w] -> [B, O, h', w'], without any non-linearity."""
+        if not self.fold or self.bn.training:
+            return self.bn(self.conv(x))
+        if torch.is_grad_enabled() and self.conv.weight.requires_grad:
+            weight, bias = self._fuse()
+        else:
+            dtype = compute_dtype(x)
+            x = x.to(dtype)
+            weight, bias = self.folded(dtype)
+        conv = self.conv
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def _fuse(self) -> tuple[Tensor, Tensor]:
+        conv, bn = self.conv, self.bn
+        scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+        mean = bn.running_mean if conv.bias is None else bn.running_mean - conv.bias
+        return conv.weight * scale[:, None, None, None], bn.bias - mean * scale
+
+    def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weight [O, I, k, k] (channels last) and bias [O] of the equivalent single convolution."""
+        conv, bn = self.conv, self.bn
+        parts = (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+        key = tuple((p.data_ptr(), p._version) for p in parts if p is not None)
+        if self._folded.get(dtype, (None,))[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                weight, bias = self._fuse()
+                weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+                self._folded[dtype] = (key, weight, bias.to(dtype))
+        return self._folded[dtype][1:]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_folded": {}}
+
+
+def set_folding(module: nn.Module, fold: bool) -> None:
+    """Switch the folded view of every :class:`ConvNorm` below ``module`` on or off."""
+    for part in module.modules():
+        if isinstance(part, ConvNorm):
+            part.fold = fold
+
+
+def fix_batch_norms(module: nn.Module) -> None:
+    """Put every batch norm below ``module`` in evaluation mode (``fix_bn``)."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()

@@ -1,0 +1,48 @@
+"""Prior mask: for each query position, its best cosine similarity with the support's object."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.layers import full_precision
+
+EPSILON = 1e-7
+TILE = 1024
+
+
+def prior_textbook(query: Tensor, support: Tensor) -> Tensor:
+    """Maximum over all support positions of the cosine similarity, as defined.
+
+    query [B, N, C]; support [B, K, M, C], zeroed outside the object. Returns [B, N], the mean over
+    the K supports, in [-1, 1].
+    """
+    product = torch.einsum("bnc,bkmc->bknm", query, support)
+    norms = query.norm(dim=2)[:, None, :, None] * support.norm(dim=3)[:, :, None, :]
+    return (product / (norms + EPSILON)).amax(dim=3).mean(dim=1)
+
+
+def prior_at_positions(query: Tensor, support: Tensor, valid: Tensor, outside: Tensor) -> Tensor:
+    """The same from the object's positions alone, in tiles of support positions.
+
+    Outside the object the similarity is exactly 0, so the maximum is clamped at 0 where any
+    position lies outside. query [B, N, C]; support [B, K, n, C] at the positions; valid [B, K, n];
+    outside [B, K], True when the support has positions outside its object. Returns [B, N].
+    """
+    if query.dtype == torch.float16:
+        # Products of thousands of unnormalised channels overflow float16.
+        query, support = query.float(), support.float()
+    query_norm = full_precision(query).norm(dim=2)[:, :, None]
+    total = query_norm.new_zeros(query.shape[:2])
+    for k in range(support.shape[1]):
+        floor = torch.where(outside[:, k], 0.0, -torch.inf).to(total.dtype)
+        best = floor[:, None].expand_as(total)
+        for start in range(0, support.shape[2], TILE):
+            tile = support[:, k, start : start + TILE]
+            norms = full_precision(tile).norm(dim=2)[:, None, :] * query_norm
+            product = full_precision(torch.matmul(query, tile.transpose(1, 2)))
+            similarity = product.div_(norms.add_(EPSILON))
+            similarity.masked_fill_(~valid[:, k, None, start : start + TILE], -torch.inf)
+            best = torch.maximum(best, similarity.amax(dim=2))
+        total = total + best
+    return total / support.shape[1]

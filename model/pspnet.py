@@ -1,0 +1,190 @@
+"""Pyramid pooling, whose output f5 is the encoder's last feature, and the base learner (PSPNet)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.encoder import build_encoder
+from model.fewshot import segmentation_loss
+from model.layers import ConvNorm, align, compute_dtype, fix_batch_norms
+
+BINS = (1, 2, 3, 6)
+
+
+class HeadWeights(NamedTuple):
+    """direct [C5, C, 3, 3]: the part over f4; taps: per grid [9, C5, c]; bias [C5]."""
+
+    direct: Tensor
+    taps: tuple[Tensor, ...]
+    bias: Tensor
+
+
+class PyramidHead(nn.Module):
+    """Pyramid pooling, then a 3×3 convolution with batch norm: f4 [B, C, h, w] -> f5 [B, C5, h, w].
+
+    f5 is taken before the ReLU that follows it in PSPNet.
+    """
+
+    def __init__(self, channels: int, head_width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        reduced = channels // len(BINS)
+        self.pools = nn.ModuleList([ConvNorm(channels, reduced, 1) for _ in BINS])
+        self.conv = ConvNorm(channels + len(BINS) * reduced, head_width, 3, padding=1)
+        self._cut: tuple[Tensor, HeadWeights] | None = None
+
+    def forward(self, f4: Tensor) -> Tensor:
+        """The equations as written: upsample every grid, concatenate, convolve."""
+        size = tuple(f4.shape[-2:])
+        grids = [align(grid, size) for grid in self.grids(f4)]
+        return self.conv(torch.cat([f4, *grids], dim=1))
+
+    def grids(self, f4: Tensor) -> list[Tensor]:
+        """Average pools to 1, 2, 3, 6 cells a side, each 1×1 conv + BN + ReLU."""
+        return [
+            F.relu(pool(F.adaptive_avg_pool2d(f4, bins)))
+            for bins, pool in zip(BINS, self.pools, strict=True)
+        ]
+
+    def fast(self, f4: Tensor) -> Tensor:
+        """Same result without gradient: the nine taps act on the 50 grid cells, not on h·w pixels.
+
+        A 3×3 convolution over an upsampled grid is linear in the grid's cells: apply each tap to
+        the cells, then spread the 9 × 50 results with one constant interpolation matrix.
+        """
+        weights = self._weights(compute_dtype(f4))
+        size = (f4.shape[2], f4.shape[3])
+        x = f4.to(weights.bias.dtype)
+        if not x.is_cuda:
+            # So many input channels are quicker in the plain layout on a CPU.
+            x = x.contiguous()
+        direct = F.conv2d(x, weights.direct, padding=1)
+        spread = spread_matrix(size, weights.bias.dtype, f4.device)
+        context = torch.matmul(spread, self._tapped_cells(f4, weights)) + weights.bias
+        return direct.add_(context.transpose(1, 2).unflatten(2, size))
+
+    def fast_at(self, f4: Tensor, positions: Tensor) -> Tensor:
+        """f5 at given positions only: f4 [B, C, h, w], positions [B, n] (row-major) -> [B, n, C5].
+
+        Worth it when n is small against h·w; above a third of it the dense form is faster.
+        """
+        batch, channels, h, w = f4.shape
+        if 3 * positions.shape[1] > h * w:
+            dense = self.fast(f4).flatten(2).transpose(1, 2)
+            return torch.gather(dense, 1, positions[:, :, None].expand(-1, -1, dense.shape[2]))
+        weights = self._weights(compute_dtype(f4))
+        dtype = weights.bias.dtype
+        spread = spread_matrix((h, w), dtype, f4.device)[positions]
+        context = torch.matmul(spread, self._tapped_cells(f4, weights)) + weights.bias
+        padded = F.pad(f4.to(dtype), (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(1, 2)
+        taps = torch.arange(9, device=f4.device)
+        corners = positions // w * (w + 2) + positions % w
+        pixels = corners[:, :, None] + (taps // 3 * (w + 2) + taps % 3)  # [B, n, 9]
+        rows = torch.arange(batch, device=f4.device)[:, None, None]
+        patches = padded[rows, pixels].flatten(0, 1)  # [B·n, 9, C]
+        patches = patches.unflatten(1, (3, 3)).permute(0, 3, 1, 2)
+        direct = F.conv2d(patches, weights.direct).flatten(1).unflatten(0, (batch, -1))
+        return context.add_(direct)
+
+    def _tapped_cells(self, f4: Tensor, weights: HeadWeights) -> Tensor:
+        """Every tap of the convolution applied to every grid cell: [B, 9 * 50, C5]."""
+        dtype = weights.bias.dtype
+        parts = [
+            torch.matmul(taps, grid.flatten(2).to(dtype)[:, None]).mT
+            for grid, taps in zip(self.grids(f4), weights.taps, strict=True)
+        ]
+        return torch.cat(parts, dim=2).flatten(1, 2)
+
+    def _weights(self, dtype: torch.dtype) -> HeadWeights:
+        """The folded convolution, cut up for the rewriting; made anew when the weights change."""
+        weight, bias = self.conv.folded(dtype)
+        if self._cut is None or self._cut[0] is not weight:
+            with torch.inference_mode(False), torch.no_grad():
+                direct, *parts = weight.split(
+                    [self.channels, *(pool.conv.out_channels for pool in self.pools)], dim=1
+                )
+                layout = torch.channels_last if direct.is_cuda else torch.contiguous_format
+                direct = direct.contiguous(memory_format=layout)
+                taps = tuple(part.flatten(2).permute(2, 0, 1).contiguous() for part in parts)
+                self._cut = (weight, HeadWeights(direct, taps, bias))
+        return self._cut[1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cut": None}
+
+
+@lru_cache(maxsize=16)
+def spread_matrix(size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[h·w, 9 · 50]: what cell c seen through tap t gives to each position.
+
+    Row p, tap t is the align_corners interpolation row of the tap's pixel, zero outside the map.
+    """
+    h, w = size
+    blocks = []
+    with torch.inference_mode(False), torch.no_grad():
+        for bins in BINS:
+            cells = torch.eye(bins * bins, dtype=torch.float64).view(-1, 1, bins, bins)
+            spread = F.pad(align(cells, size), (1, 1, 1, 1))[:, 0]  # [cells, h+2, w+2]
+            taps = [spread[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+            blocks.append(torch.stack(taps))  # [9, cells, h, w]
+        matrix = torch.cat(blocks, dim=1).flatten(0, 1).flatten(1).t()
+        return matrix.contiguous().to(device=device, dtype=dtype)
+
+
+class PSPNet(nn.Module):
+    """The base learner of stage 1: encoder, pyramid pooling and a classifier over the base classes.
+
+    forward: images [B, 3, H, W], normalised -> logits [B, 1 + N, H, W].
+    """
+
+    def __init__(self, encoder: nn.Module, num_base: int, fix_bn: bool = False) -> None:
+        super().__init__()
+        self.fix_bn = fix_bn
+        self.encoder = encoder
+        self.head = PyramidHead(encoder.channels[2], encoder.head_width)
+        self.base_learner = BaseClassifier(encoder.head_width, num_base)
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> PSPNet:
+        """With ``num_base``, ``fix_bn`` and the encoder's options of ``cfg``; reads no file."""
+        return cls(build_encoder(cfg), cfg.num_base, cfg.fix_bn)
+
+    def train(self, mode: bool = True) -> PSPNet:
+        """Training mode; with ``fix_bn`` the batch norms keep their statistics."""
+        super().train(mode)
+        if self.fix_bn:
+            fix_batch_norms(self)
+        return self
+
+    def forward(self, image: Tensor) -> Tensor:
+        """images [B, 3, H, W], normalised -> logits [B, 1 + N, H, W], background first."""
+        f4 = self.encoder(image).f4
+        logits = self.base_learner(self.head(F.relu(f4)))
+        return align(logits, tuple(image.shape[-2:]))
+
+    def losses(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy: mask [B, H, W] with 0..N and 255 = ignore."""
+        loss = segmentation_loss(logits, mask)
+        return {"main": loss, "total": loss}
+
+    def param_groups(self, cfg: Any) -> list[dict[str, Any]]:
+        """All parameters at the base learning rate."""
+        return [{"name": "pspnet", "params": list(self.parameters()), "lr_scale": 1.0}]
+
+
+class BaseClassifier(nn.Module):
+    """1×1 convolution over dropout(ReLU(f5)): [B, C5, h, w] -> logits [B, 1 + N, h, w]."""
+
+    def __init__(self, channels: int, num_base: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(0.1)
+        self.conv = nn.Conv2d(channels, num_base + 1, 1)
+
+    def forward(self, f5: Tensor) -> Tensor:
+        """f5 before its ReLU -> logits, background first."""
+        return self.conv(self.dropout(F.relu(f5)))
