@@ -1,0 +1,1 @@
+"""Around the models: configuration, data, checkpoints, metrics, distribution, pictures."""

@@ -1,0 +1,109 @@
+"""What ``make demo`` needs beside the entry scripts: its closing table, its small encoder file.
+
+    python -m util.demo table --results exp/.../result.json --swapped exp/.../swapped.json
+    python -m util.demo encoder --checkpoint exp/.../best.pth --output assets/demo_encoder.pth
+
+The table sets the model beside two baselines on the same episodes, calling everything object and
+the prior mask at its best threshold, and beside itself with supports of another class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from util.checkpoint import read_checkpoint
+from util.errors import FewShotError, run
+from util.evaluate import grid, percent
+from util.store import serialise, write_atomically
+
+BASELINES = {"all_foreground": "all foreground", "prior": "prior mask, best threshold"}
+MARGIN = 0.15  # what the demo promises: this much above the better baseline ...
+SUPPORT = 0.25  # ... and this much lost with supports of another class
+
+
+def table(results: list[dict[str, Any]], swapped: dict[str, Any]) -> str:
+    """mIoU and FB-IoU over the held-out classes, in per cent, and the two promised differences.
+
+    results: contents of ``test.py --output``, the first with ``--baselines``; swapped: that of the
+    first model with ``--swap-supports``.
+    """
+    first = results[0]
+    if not first.get("baselines") or not swapped.get("swapped_supports"):
+        raise FewShotError("the demo's table needs test.py --baselines and test.py --swap-supports")
+    rows = [["prediction", "mIoU", "FB-IoU"]]
+    for result in results:
+        for key, name in (("", "final"), ("_meta", "meta")):
+            if result["mean"][f"miou{key}"] is not None:
+                rows.append(_row(f"{result['arch']} {name}", result["mean"], key))
+    baselines = {name: first["baselines"][key] for key, name in BASELINES.items()}
+    rows += [_row(name, found) for name, found in baselines.items() if found]
+    rows.append(_row(f"{first['arch']} final, supports of another class", swapped["mean"]))
+
+    final = first["mean"]["miou"]
+    better = max(found["miou"] for found in baselines.values() if found)
+    return "\n".join(
+        [
+            f"{first['dataset']} split {first['split']}, {first['shot']} shot, novel classes: "
+            f"{first['episodes']} episodes x {len(first['runs'])} seeds, per cent",
+            "",
+            grid(rows),
+            "",
+            _difference("above the better baseline", final - better, MARGIN),
+            _difference("lost with supports of another class", final - swapped["mean"]["miou"],
+                        SUPPORT),
+        ]
+    )  # fmt: skip
+
+
+def _row(name: str, scores: dict[str, Any], key: str = "") -> list[str]:
+    return [name, percent(scores[f"miou{key}"]), percent(scores[f"fb_iou{key}"])]
+
+
+def _difference(what: str, value: float, promised: float) -> str:
+    word = "as promised" if value >= promised else "LESS than promised"
+    return f"{what}: {100 * value:.1f} points ({word}: at least {100 * promised:.0f})"
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Content of a result file of test.py."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FewShotError(f"{path} cannot be read as a result of test.py: {error}") from error
+    if not isinstance(content, dict) or "mean" not in content:
+        raise FewShotError(f"{path} is no result of test.py")
+    return content
+
+
+def export_encoder(checkpoint: Path, output: Path) -> None:
+    """Write what stage 2 needs of a stage-1 checkpoint: the weights, no optimiser, no history."""
+    content = read_checkpoint(checkpoint)
+    if content.get("arch") != "PSPNet":
+        raise FewShotError(f"{checkpoint} is no stage-1 checkpoint (train_base.py writes them)")
+    kept = {key: content[key] for key in ("format", "arch", "model", "config") if key in content}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, serialise(kept))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m util.demo", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("table", help="print the demo's table")
+    show.add_argument("--results", type=Path, nargs="+", required=True, metavar="FILE.json")
+    show.add_argument("--swapped", type=Path, required=True, metavar="FILE.json")
+    export = commands.add_parser("encoder", help="strip a stage-1 checkpoint down to its weights")
+    export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    export.add_argument("--output", type=Path, required=True, metavar="FILE")
+    args = parser.parse_args()
+    if args.command == "table":
+        print(table([read_result(path) for path in args.results], read_result(args.swapped)))
+    else:
+        export_encoder(args.checkpoint, args.output)
+        print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,265 @@
+"""Where pairs of a picture and a mask come from: list files, class folders, published indexes.
+
+Everything is parsed as text or as literals; paths stay below ``DATA.data_root`` unless
+``DATA.allow_outside_root`` permits more. No picture is opened here.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from util.errors import FewShotError
+from util.folds import Fold, by_folder
+
+_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_LITERAL_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+
+
+class Pair(NamedTuple):
+    """A picture and its mask."""
+
+    image: Path
+    mask: Path
+
+
+@dataclass
+class Source:
+    """Pairs with what is known about them before a mask is opened.
+
+    name     the list or folder, for messages
+    cache    where the scan of the masks is kept
+    classes  data by folder: the class of each pair
+    listed   published index: class id -> positions that may be its supports
+    """
+
+    pairs: list[Pair]
+    name: str
+    cache: Path
+    classes: list[int] | None = None
+    listed: dict[int, frozenset[int]] | None = None
+
+
+def find_pairs(cfg: Any, fold: Fold, mode: str) -> Source:
+    """The pairs that ``cfg`` names for ``mode``: train for the training list, else validation."""
+    if by_folder(cfg):
+        return _folder_source(cfg, fold)
+    path = cfg.train_list if mode == "train" else cfg.val_list
+    if path is None:
+        key = "train_list" if mode == "train" else "val_list"
+        raise FewShotError(f"DATA.{key}: data set '{cfg.data_set}' needs a list")
+    path = Path(path)
+    if path.name.startswith("data_list_"):
+        return _published_source(cfg, fold, mode, path, path.with_suffix(".scan.json"))
+    pairs = read_list(path, cfg.data_root, cfg.allow_outside_root)
+    return Source(pairs, str(path), path.with_suffix(".scan.json"))
+
+
+# ---------------------------------------------------------------------------- list files
+
+
+def read_list(path: str | Path, data_root: str | Path, allow_outside: bool = False) -> list[Pair]:
+    """Read ``picture mask`` lines; a tab stands between the two where names hold spaces.
+
+    Raises :class:`FewShotError` with the line's number when a line is not that, or when a path
+    leaves ``data_root`` (by ``..`` or because it is absolute) without ``allow_outside``. Files are
+    not opened here.
+    """
+    pairs = []
+    for number, found in parse_list(path, data_root, allow_outside):
+        if isinstance(found, str):
+            raise FewShotError(f"{path}, line {number}: {found}")
+        pairs.append(found)
+    if not pairs:
+        raise FewShotError(f"{path}: the list is empty")
+    return pairs
+
+
+def parse_list(
+    path: str | Path, data_root: str | Path, allow_outside: bool
+) -> Iterator[tuple[int, Pair | str]]:
+    """Line numbers with the pair that stands there, or with what is wrong."""
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if line := line.strip():
+            try:
+                image, mask = _columns(line, Path(data_root))
+                yield number, Pair(*(_place(p, data_root, allow_outside) for p in (image, mask)))
+            except FewShotError as error:
+                yield number, str(error)
+
+
+def _columns(line: str, root: Path) -> tuple[str, str]:
+    if "\t" in line:
+        fields = [text.strip() for text in line.split("\t") if text.strip()]
+    else:
+        fields = line.split()
+        if len(fields) > 2:  # spaces in names: the gap is where a picture's name ends
+            cuts = [i for i, letter in enumerate(line) if letter.isspace()]
+            cut = next((i for i in cuts if exists(root / line[:i])), cuts[-1])
+            fields = [line[:cut].strip(), line[cut:].strip()]
+    if len(fields) != 2:
+        raise FewShotError(f"expected a picture and a mask, found {_short(line)}")
+    return fields[0], fields[1]
+
+
+def _place(name: str, data_root: str | Path, allow_outside: bool) -> Path:
+    """``name`` below ``data_root``, its ``..`` resolved as text so that no link can bend them."""
+    if any(ord(letter) < 32 for letter in name):
+        raise FewShotError(f"control characters in the path {_short(name)}")
+    root = os.path.normpath(data_root)
+    path = os.path.normpath(os.path.join(root, name))
+    inside = root == "." and not os.path.isabs(path) and path.split(os.sep)[0] != os.pardir
+    if not (inside or path.startswith(os.path.join(root, "")) or allow_outside):
+        raise FewShotError(
+            f"{_short(name)} leaves DATA.data_root ({data_root}); set DATA.allow_outside_root to "
+            "permit that"
+        )
+    return Path(path)
+
+
+def _read_text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FewShotError(f"{path}: there is no such list") from error
+    except UnicodeDecodeError as error:
+        raise FewShotError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FewShotError(f"{path}: the list cannot be read ({reason})") from error
+
+
+def exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 120 else text[:117] + "...")
+
+
+# ---------------------------------------------------------------------------- class folders
+
+
+def _folder_source(cfg: Any, fold: Fold) -> Source:
+    root = Path(cfg.data_root)
+    pairs: list[Pair] = []
+    classes: list[int] = []
+    for class_id, name in fold.names.items():
+        found = folder_pairs(root / name)
+        pairs += found
+        classes += [class_id] * len(found)
+    return Source(pairs, str(root), root / "masks.scan.json", classes)
+
+
+def folder_pairs(folder: Path) -> list[Pair]:
+    """Pairs of a class folder: ``images/X.* + masks/X.png``, or ``X.jpg + X.png`` side by side.
+
+    Raises :class:`FewShotError` naming a picture that has no mask; masks need a picture too.
+    """
+    images, masks = folder / "images", folder / "masks"
+    if not (images.is_dir() and masks.is_dir()):
+        images = masks = folder
+    if not masks.is_dir():
+        raise FewShotError(f"{folder}: there is no such class folder")
+    by_stem = {p.stem: p for p in masks.iterdir() if p.suffix.lower() == ".png"}
+    kinds = _PICTURES - {".png"} if images == masks else _PICTURES
+    pictures = {p.stem: p for p in images.iterdir() if p.suffix.lower() in kinds}
+    alone = sorted(pictures.keys() ^ by_stem.keys(), key=_natural)
+    if alone:
+        path = pictures.get(alone[0]) or by_stem[alone[0]]
+        what = "mask" if alone[0] in pictures else "picture"
+        raise FewShotError(f"{path} has no {what} of the same name ({len(alone)} such in {folder})")
+    return [Pair(pictures[stem], by_stem[stem]) for stem in sorted(pictures, key=_natural)]
+
+
+def _natural(name: str) -> tuple[bool, int, str]:
+    """Numbers in their own order, then names."""
+    number = name.isascii() and name.isdigit() and len(name) < 19
+    return not number, int(name) if number else 0, name
+
+
+# ---------------------------------------------------------------------------- published indexes
+
+
+def _published_source(cfg: Any, fold: Fold, mode: str, path: Path, cache: Path) -> Source:
+    """``data_list_i.txt`` with its ``sub_class_file_list_i.txt``, as BAM and HDMNet publish them.
+
+    Their paths begin with the authors' own data folder, which is replaced by ``data_root``.
+    """
+    text = _read_text(path).strip()
+    if text.startswith("["):
+        found = _literal(path, text)
+    else:
+        found = [tuple(line.split()) for line in text.splitlines() if line.strip()]
+    root = Path(cfg.data_root)
+    if not _is_pairs(found) or not found:
+        raise FewShotError(f"{path}: not a list of pictures and masks")
+    depths = [_depth(path, root, name) for name in found[0]]
+
+    def below_root(name: str, depth: int) -> Path:
+        return _place("/".join(_parts(name)[depth:]), root, cfg.allow_outside_root)
+
+    def pairs_of(names: list[tuple[str, str]], source: Path) -> list[Pair]:
+        try:
+            return [Pair(*map(below_root, pair, depths)) for pair in names]
+        except FewShotError as error:
+            raise FewShotError(f"{source}: {error}") from error
+
+    pairs = pairs_of(found, path)
+    sub_path = path.with_name(path.name.replace("data_list_", "sub_class_file_list_", 1))
+    if not sub_path.is_file() or mode == "base":
+        return Source(pairs, str(path), cache)
+    sub = _literal(sub_path, _read_text(sub_path))
+    well_formed = isinstance(sub, dict) and all(
+        isinstance(key, int) and _is_pairs(value) for key, value in sub.items()
+    )
+    if not well_formed:
+        raise FewShotError(f"{sub_path}: not a table of class id -> list of (picture, mask)")
+    foreign = sorted(set(sub) - set(fold.classes(mode)))
+    if foreign:
+        raise FewShotError(
+            f"{sub_path}: made for another split: class {foreign[0]} is not in split {cfg.split}"
+        )
+    position = {pair: i for i, pair in enumerate(pairs)}
+    listed = {}
+    for class_id, names in sub.items():
+        places = [position.get(pair) for pair in pairs_of(names, sub_path)]
+        if None in places:
+            raise FewShotError(f"{sub_path}: class {class_id} lists a picture that {path} lacks")
+        listed[class_id] = frozenset(places)
+    return Source(pairs, str(path), cache, listed=listed)
+
+
+def _literal(path: Path, text: str) -> Any:
+    try:
+        return ast.literal_eval(text.strip())
+    except _LITERAL_ERRORS as error:
+        raise FewShotError(f"{path}: not a plain list or table ({type(error).__name__})") from error
+
+
+def _is_pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(n, str) for n in pair)
+        for pair in value
+    )
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return PurePosixPath(name.strip()).parts
+
+
+def _depth(path: Path, root: Path, name: str) -> int:
+    """How many leading folders of a published path stand for ``root``."""
+    parts = _parts(name)
+    for depth in range(len(parts)):
+        inner = parts[depth:]
+        if ".." not in inner and not inner[0].startswith("/") and exists(root.joinpath(*inner)):
+            return depth
+    raise FewShotError(f"{path}: {_short(name)} is not below DATA.data_root ({root})")

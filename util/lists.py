@@ -1,0 +1,274 @@
+"""From list files to what a fold may use of them: pairs, scans of the masks, per-class indexes.
+
+A list has a picture and a mask a line, relative to ``DATA.data_root``. How many pixels of each
+class every mask holds is found once, in parallel, and cached beside the list; which pictures a
+split keeps follows from these counts in a moment, so one scan serves every split and rule.
+
+    python -m util.lists --config FILE [--check] [--stats] [--shot K] [--json FILE] [--png FILE]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from util.errors import FewShotError, run
+from util.folds import Fold
+from util.list_files import Pair, Source, exists, find_pairs, read_list
+from util.signals import ignore_in_worker
+from util.store import write_atomically
+from util.transform import IGNORE, read_mask
+
+__all__ = ["FoldIndex", "Pair", "build_index", "parallel", "read_list"]
+
+_FORMAT = 1  # of the cached scan
+_MOST_WORKERS = 32
+_FEW = 64  # items that are not worth a further process
+_log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+Counts = dict[int, int]
+"""Mask value -> number of pixels, background and 255 included."""
+
+
+@dataclass
+class FoldIndex:
+    """What one split may use of a list; positions are places in ``pairs``.
+
+    entries        positions that may be queries, in list order
+    per_class      class id -> ascending positions that may be supports of that class
+    present        entry -> ids of this fold's classes in its mask, whatever their size
+    names          class id -> name
+    source         the list, for messages
+    entry_classes  protocol hsnet: the class that each entry is there for
+    class_first    protocol hsnet on COCO: an episode draws its class first, then its query
+    binary         masks hold 0 and 1 and the folder says which class that is
+    """
+
+    pairs: list[Pair]
+    entries: list[int]
+    per_class: dict[int, list[int]]
+    present: dict[int, tuple[int, ...]]
+    names: dict[int, str] = field(default_factory=dict)
+    source: str = ""
+    entry_classes: list[int] | None = None
+    class_first: bool = False
+    binary: bool = False
+
+    def label(self, class_id: int) -> int:
+        """The value that the class has in the masks."""
+        return 1 if self.binary else class_id
+
+
+# ---------------------------------------------------------------------------- scanning
+
+
+def parallel(
+    function: Callable[[Item], Value],
+    items: Sequence[Item],
+    title: str,
+    workers: int | None = None,
+) -> list[Value]:
+    """``[function(item) for item in items]`` over processes, with a progress bar.
+
+    workers: processes; None: as many as there are cores. Few items are done in this process.
+    Raises :class:`FewShotError` when a worker process dies.
+    """
+    bar = {"total": len(items), "desc": title, "unit": "file", "delay": 1}
+    if workers is None:
+        cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+        workers = min(len(cores), _MOST_WORKERS)
+    workers = min(workers, len(items) // _FEW)
+    if workers < 2:
+        return list(tqdm(map(function, items), **bar))
+    forks = "fork" in multiprocessing.get_all_start_methods()  # no second import of torch
+    context = multiprocessing.get_context("fork" if forks else None)
+    pool = ProcessPoolExecutor(workers, context, initializer=ignore_in_worker, initargs=(0,))
+    try:
+        return list(tqdm(pool.map(function, items, chunksize=16), **bar))
+    except BrokenProcessPool as error:
+        raise FewShotError(f"{title}: a worker process was killed (out of memory?)") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def count_pixels(mask: np.ndarray) -> Counts:
+    """Number of pixels of each value that a uint8 mask holds."""
+    found = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()
+    return {int(value): int(found[value]) for value in np.flatnonzero(found)}
+
+
+def scan_one(mask: Path, binary: bool) -> Counts | str:
+    try:
+        return count_pixels(read_mask(mask, binary))
+    except FewShotError as error:
+        return str(error)
+
+
+def scan(source: Source) -> list[Counts]:
+    """Pixel counts of every mask, from the cache when neither the list nor a mask has changed."""
+    binary = source.classes is not None
+    missing = [p for pair in source.pairs for p in pair if not exists(p)]
+    if missing:
+        raise FewShotError(
+            f"{source.name}: {missing[0]} does not exist"
+            + (f", nor do {len(missing) - 1} other files" if len(missing) > 1 else "")
+            + "; python -m util.lists --check names all"
+        )
+    fingerprint = _fingerprint(source.pairs, binary)
+    counts = _read_cache(source.cache, fingerprint, len(source.pairs))
+    if counts is not None:
+        return counts
+    masks = [pair.mask for pair in source.pairs]
+    found = parallel(partial(scan_one, binary=binary), masks, f"masks of {source.name}")
+    bad = [text for text in found if isinstance(text, str)]
+    if bad:
+        more = f" ({len(bad)} bad masks; python -m util.lists --check names all)"
+        raise FewShotError(bad[0] + (more if len(bad) > 1 else ""))
+    counts = [c for c in found if not isinstance(c, str)]
+    content = {
+        "format": _FORMAT,
+        "fingerprint": fingerprint,
+        "counts": [[list(item) for item in c.items()] for c in counts],
+    }
+    try:
+        write_atomically(source.cache, json.dumps(content, separators=(",", ":")).encode())
+    except FewShotError as error:  # a data set may lie on a disk that is read-only
+        _log.warning("%s: the masks will be scanned anew each time", error)
+    return counts
+
+
+def _fingerprint(pairs: Iterable[Pair], binary: bool) -> str:
+    """Changes with the list, with any mask file's size or time, and with how masks are read."""
+    digest = hashlib.sha256(f"{_FORMAT} {binary}\n".encode())
+    for _, mask in pairs:
+        stat = mask.stat()
+        digest.update(f"{mask}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode("utf-8", "replace"))
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, fingerprint: str, length: int) -> list[Counts] | None:
+    """The cached counts, or None: a cache that is absent, old or damaged is made anew."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT or content["fingerprint"] != fingerprint:
+            return None
+        counts = [{int(value): int(number) for value, number in row} for row in content["counts"]]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    return counts if len(counts) == length else None
+
+
+# ---------------------------------------------------------------------------- the index
+
+
+def build_index(cfg: Any, mode: str) -> FoldIndex:
+    """What the configured split may use: ``mode`` train, val, test or base.
+
+    ``val`` is validation while training; ``test`` the figures to report (other classes than
+    ``val`` in FSS-1000, the same elsewhere); ``base`` validates stage 1: the base classes in the
+    validation list. Raises :class:`FewShotError` for bad lists and masks and for empty folds.
+    """
+    fold = cfg.fold
+    if fold.trained is not None and mode in ("train", "base"):
+        raise FewShotError(
+            "DATA.trained_on: this configuration evaluates a model of another data set; "
+            "training needs trained_on: null"
+        )
+    source = find_pairs(cfg, fold, mode)
+    counts = scan(source)
+    _check_values(source, counts, fold)
+    index = select(cfg, fold, mode, source, counts)
+    if not index.entries:
+        raise FewShotError(
+            f"{source.name}: no picture is left for split {cfg.split} ({mode}): none shows "
+            f"{cfg.min_pixels} pixels of one of {len(fold.classes(mode))} classes"
+            + (" and no other class" if mode == "train" and cfg.protocol == "bam" else "")
+        )
+    return index
+
+
+def allowed_values(fold: Fold, binary: bool) -> range:
+    """Values that masks may hold besides 255."""
+    return range(2 if binary else max(fold.names) + 1)
+
+
+def stray_value(counts: Counts, allowed: range) -> str | None:
+    """What is wrong with the values of a mask, or None."""
+    wrong = [value for value in counts if value not in allowed and value != IGNORE]
+    if not wrong:
+        return None
+    return f"mask value {wrong[0]} is no class id (0 to {allowed[-1]}, or 255 for ignored pixels)"
+
+
+def _check_values(source: Source, counts: list[Counts], fold: Fold) -> None:
+    allowed = allowed_values(fold, source.classes is not None)
+    for pair, found in zip(source.pairs, counts, strict=True):
+        if problem := stray_value(found, allowed):
+            raise FewShotError(f"{pair.mask}: {problem}")
+
+
+def select(cfg: Any, fold: Fold, mode: str, source: Source, counts: list[Counts]) -> FoldIndex:
+    """Apply the protocol's rule to the counts.
+
+    A picture is listed under each class of the fold that has ``min_pixels`` pixels in it, and is
+    an entry when there is one. Training with protocol bam skips pictures that show any class but
+    base classes; elsewhere such pixels become background.
+    """
+    classes = frozenset(fold.classes(mode))
+    only_own = mode == "train" and cfg.protocol == "bam"
+    per_class: dict[int, list[int]] = {class_id: [] for class_id in sorted(classes)}
+    present: dict[int, tuple[int, ...]] = {}
+    for position, found in enumerate(counts):
+        if source.classes is None:
+            shown = {c: n for c, n in found.items() if c not in (0, IGNORE)}
+        else:  # class ids of folders may be 255 and more
+            shown = {source.classes[position]: found[1]} if 1 in found else {}
+        own = tuple(c for c in sorted(shown) if c in classes)
+        if source.listed is not None:
+            large = [c for c in own if position in source.listed.get(c, ())]
+        elif only_own and len(own) < len(shown):
+            continue
+        else:
+            large = [c for c in own if shown[c] >= cfg.min_pixels]
+        if large:
+            present[position] = own
+        for class_id in large:
+            per_class[class_id].append(position)
+    index = FoldIndex(
+        pairs=source.pairs,
+        entries=list(present),
+        per_class=per_class,
+        present=present,
+        names=fold.names,
+        source=source.name,
+        binary=source.classes is not None,
+    )
+    if cfg.protocol == "hsnet" and mode != "base":
+        index.class_first = cfg.data_set == "coco"
+        if not index.class_first:
+            both = sorted((p, c) for c, places in per_class.items() for p in places)
+            index.entries = [position for position, _ in both]
+            index.entry_classes = [class_id for _, class_id in both]
+    return index
+
+
+if __name__ == "__main__":
+    from util.list_report import main
+
+    run(main)

@@ -1,0 +1,398 @@
+"""Segment your own pictures: encode the supports once, then predict any number of pictures.
+
+predictor = FewShotPredictor.from_config(load_config("config/..."), weight="best.pth")
+predictor.add_support("mug1.jpg", "mug1.png", "mug")
+predictor.add_support("desk.jpg", box=(40, 60, 200, 180), class_name="mug")
+result = predictor.predict("kitchen.jpg")
+result.mask            uint8 [H, W], 0 = background, 1.. = predictor.classes in order
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model.fewshot import FewShotModel, Output, join_shots
+from util.checkpoint import read_checkpoint
+from util.config import Config, config_from_dict, load_config
+from util.errors import FewShotError
+from util.evaluate import AMP, load_model, weight_file
+from util.transform import (
+    normalise,
+    object_mask,
+    read_image,
+    read_mask,
+    restore,
+    val_transform,
+)
+
+Picture = np.ndarray | str | Path
+MAX_CLASSES = 254  # 0 is background and 255 means ignored
+_FAR = 1e6  # no coordinate of a picture; OpenCV's whole numbers would overflow far beyond
+
+
+class Prediction(NamedTuple):
+    """What the model sees in one picture of H × W pixels, with C classes.
+
+    mask: uint8 [H, W], 0 = background, i = ``classes[i - 1]``.
+    probabilities: float32 [1 + C, H, W], background first; they sum to 1 at every pixel.
+    classes: the C class names.
+    priors: class -> float32 [2, h, w] in [-1, 1] over the picture; empty for models without one.
+    correlations: class -> one float32 [h_l, w_l] over the picture a stage, finest first.
+    """
+
+    mask: np.ndarray
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+    priors: dict[str, np.ndarray]
+    correlations: dict[str, list[np.ndarray]]
+
+
+def binary_mask(mask: np.ndarray, label: int | None = None, name: str = "the mask") -> np.ndarray:
+    """A mask as people save it -> uint8 [H, W] with 1 = object, 0 = rest, 255 = ignored.
+
+    Args:
+        mask: bool or integer [H, W]. With ``label``, pixels of that value are the object and 255 is
+            ignored. Without, the mask must be binary: False/True, 0/1 (and 255 = ignored), or
+            0/255 as drawing programs save it, where 255 is the object.
+        name: how error messages call the mask.
+    Raises:
+        FewShotError: wrong shape or type, several labels and none chosen, or no object.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or not (mask.dtype == bool or np.issubdtype(mask.dtype, np.integer)):
+        raise FewShotError(
+            f"{name} must hold whole numbers in two dimensions, not {mask.dtype} {mask.shape}"
+        )
+    values = np.unique(mask)
+    if label is None:
+        if not np.isin(values, (0, 1, 255)).all():
+            shown = ", ".join(str(value) for value in values[:6])
+            raise FewShotError(
+                f"{name} holds several labels ({shown}{', …' if values.size > 6 else ''}); "
+                "say which one is the object (label=...)"
+            )
+        label = 1 if 1 in values else 255
+    result = (mask == label).astype(np.uint8)
+    if label != 255:
+        result[mask == 255] = 255
+    if not (result == 1).any():
+        found = ", ".join(str(value) for value in values[:6])
+        raise FewShotError(f"{name} has no object pixel (label {label}; the mask holds {found})")
+    return result
+
+
+def box_mask(size: tuple[int, int], box: Sequence[float]) -> np.ndarray:
+    """uint8 [H, W] with 1 inside ``box`` = (x0, y0, x1, y1) in pixels, x1 and y1 exclusive."""
+    height, width = size
+    if not all(math.isfinite(value) for value in box):
+        raise FewShotError(f"box {','.join(map(str, box))} holds a value that is no number")
+    x0, y0, x1, y1 = (round(float(value)) for value in box)
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise FewShotError(
+            f"box {x0},{y0},{x1},{y1} is empty or leaves the picture of {width}×{height} pixels"
+        )
+    mask = np.zeros(size, np.uint8)
+    mask[y0:y1, x0:x1] = 1
+    return mask
+
+
+def polygon_mask(size: tuple[int, int], polygons: Sequence[Sequence[float]]) -> np.ndarray:
+    """uint8 [H, W] with 1 inside any of the COCO-style polygons ``[x1, y1, x2, y2, ...]``."""
+    mask = np.zeros(size, np.uint8)
+    for polygon in polygons:
+        try:
+            points = np.asarray(polygon, np.float64)
+        except (ValueError, TypeError):
+            points = np.empty(0)
+        usable = points.ndim == 1 and points.size >= 6 and points.size % 2 == 0
+        if not (usable and (np.abs(points) < _FAR).all()):
+            raise FewShotError(
+                "a polygon is a flat list x1, y1, x2, y2, ... of three or more points"
+            )
+        cv2.fillPoly(mask, [np.rint(points.reshape(-1, 2)).astype(np.int32)], 1)
+    return mask
+
+
+def strongest(odds: Tensor) -> Tensor:
+    """Index of the largest of [C, H, W] along C, the first of equals: uint8 [H, W].
+
+    The same as argmax, which is many times slower along a first dimension.
+    """
+    best, index = odds[0].clone(), torch.zeros_like(odds[0], dtype=torch.uint8)
+    for number in range(1, len(odds)):
+        index.masked_fill_(odds[number] > best, number)
+        torch.maximum(best, odds[number], out=best)
+    return index
+
+
+def softmax_(odds: Tensor) -> Tensor:
+    """Softmax of [C, H, W] along C, in place: pictures of many megapixels need the room."""
+    odds.sub_(odds.amax(dim=0)).exp_()
+    return odds.div_(odds.sum(dim=0))
+
+
+class FewShotPredictor:
+    """A trained few-shot model, ready for pictures of any size.
+
+    Any number of supports a class works without retraining. Where the model holds a network that
+    was trained for one number of shots (HDMNet's K-shot reweighting), it is used for exactly that
+    number; for every other number the supports count alike.
+
+    Args:
+        model: a trained few-shot model; it is moved to ``device`` and put in evaluation mode.
+        cfg: the configuration that belongs to it (input size, ``resized_val``, ``ann_type``).
+        device: 'cpu', 'cuda', 'cuda:1', ...; None takes a GPU when there is one.
+        output: 'final', or 'meta' for the prediction without the base learner. The base learner
+            suppresses the classes that it was trained on: use 'meta' to look for one of those.
+    """
+
+    def __init__(
+        self,
+        model: FewShotModel,
+        cfg: Config,
+        device: str | torch.device | None = None,
+        output: str = "final",
+    ) -> None:
+        if output not in ("final", "meta"):
+            raise FewShotError(f"output is 'final' or 'meta', not '{output}'")
+        if not isinstance(model, FewShotModel):
+            raise FewShotError(f"{cfg.arch} is a base learner; prediction needs a few-shot model")
+        try:
+            model.check_size(cfg.val_size, cfg.val_size)
+        except ValueError as error:
+            raise FewShotError(f"val_size: {error}") from error
+        self.device = _device(device)
+        self.model = model.to(self.device).eval()
+        self.cfg = cfg
+        self.output = output
+        self._fit = val_transform(cfg)
+        self._supports: dict[str, list[Any]] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their first support: label i is classes[i - 1]."""
+        return tuple(self._supports)
+
+    @property
+    def shots(self) -> dict[str, int]:
+        """Number of supports of each class."""
+        return {name: len(supports) for name, supports in self._supports.items()}
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: Config,
+        weight: str | Path | None = None,
+        device: str | torch.device | None = None,
+        output: str = "final",
+    ) -> FewShotPredictor:
+        """Build the model of ``cfg`` and load its weights.
+
+        Args:
+            weight: a checkpoint of this project or in the released layout; None takes the one
+                that ``test.py`` would take for this configuration.
+        Raises:
+            FewShotError: no such file, or it does not fit the configuration.
+        """
+        return cls(load_model(cfg, weight_file(cfg, weight)), cfg, device, output)
+
+    def add_support(
+        self,
+        image: Picture,
+        mask: Picture | None = None,
+        class_name: str = "object",
+        *,
+        label: int | None = None,
+        box: Sequence[float] | None = None,
+        polygons: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        """Add one annotated picture of a class; it is encoded now and never again.
+
+        Args:
+            image: RGB uint8 [H, W, 3], or the path of a picture (EXIF rotation is applied).
+            mask: [H, W], or the path of a mask; see :func:`binary_mask` for the values.
+            class_name: the class; classes are numbered in the order of their first support.
+            label: which value of a labelled mask is the object.
+            box: instead of a mask, (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
+            polygons: instead of a mask, COCO-style polygons, each ``[x1, y1, x2, y2, ...]``.
+        Raises:
+            FewShotError: unreadable file, sizes that differ, no object, or an object too small to
+                be left at the network's input size.
+        """
+        if sum(given is not None for given in (mask, box, polygons)) != 1:
+            raise FewShotError("a support needs exactly one of mask, box and polygons")
+        if len(self._supports) == MAX_CLASSES and class_name not in self._supports:
+            raise FewShotError(f"more than {MAX_CLASSES} classes do not fit a mask of bytes")
+        named = isinstance(image, str | Path)
+        what = f"support '{image}'" if named else f"a support of class '{class_name}'"
+        if mask is not None:
+            pixels, annotation = _annotated(image, mask, label, what)
+        else:
+            pixels = _picture(image)
+            size = pixels.shape[:2]
+            annotation = polygon_mask(size, polygons) if box is None else box_mask(size, box)
+        small = self._fit(pixels, annotation)
+        if not (small[1] == 1).any():
+            raise FewShotError(
+                f"{what}: the object ({int((annotation == 1).sum())} pixels) vanishes at the "
+                f"network's input size of {self.cfg.val_size}; crop the picture around it"
+            )
+        mask_tensor = torch.from_numpy(object_mask(small[1], 1, self.cfg.ann_type))
+        with torch.inference_mode(), self._precision():
+            encoding = self.model.encode_support(
+                self._tensor(small[0]), mask_tensor[None].to(self.device)
+            )
+            encoding = self.model.prepare_support(encoding)
+        self._supports.setdefault(class_name, []).append(encoding)
+
+    def remove_class(self, class_name: str) -> None:
+        """Forget a class and its supports; the classes after it move up by one label."""
+        if class_name not in self._supports:
+            raise FewShotError(f"no class '{class_name}'; there are: {', '.join(self.classes)}")
+        del self._supports[class_name]
+
+    def reset(self) -> None:
+        """Forget every support."""
+        self._supports.clear()
+
+    def predict(self, image: Picture) -> Prediction:
+        """Segment one picture with all classes at once.
+
+        The query is encoded once and matched with each class. With one class the mask is the
+        model's own decision. With several, each class gives the log-odds z_c of object against
+        background; probabilities are softmax(0, z_1, ..., z_C), so that background wins where every
+        class alone would say background, and elsewhere the class that is surest.
+
+        Args:
+            image: RGB uint8 [H, W, 3], or the path of a picture (EXIF rotation is applied).
+        """
+        if not self._supports:
+            raise FewShotError("no support yet: call add_support before predict")
+        pixels = _picture(image)
+        size = pixels.shape[:2]
+        tensor = self._tensor(self._fit(pixels)[0])
+        content = self._fit.content(*size)
+        with torch.inference_mode(), self._precision():
+            query = self.model.prepare_query(self.model.encode_query(tensor))
+            odds = torch.zeros(1 + len(self._supports), *size, device=self.device)
+            priors, correlations = {}, {}
+            for number, (name, supports) in enumerate(self._supports.items(), start=1):
+                out = self.model.match(query, join_shots([supports]), tuple(tensor.shape[-2:]))
+                logits = restore(self._logits(out), content, size)[0]
+                torch.sub(logits[1], logits[0], out=odds[number])
+                if out.prior is not None:
+                    priors[name] = self._over_picture(out.prior[0], content)
+                correlations[name] = [self._over_picture(c[0], content) for c in out.correlations]
+            mask = strongest(odds).cpu().numpy()
+            probabilities = softmax_(odds).cpu().numpy()
+        return Prediction(mask, probabilities, self.classes, priors, correlations)
+
+    def without_supports(self) -> FewShotPredictor:
+        """Another predictor with the same model (shared, not copied) and no supports yet."""
+        return type(self)(self.model, self.cfg, self.device, self.output)
+
+    def _tensor(self, image: np.ndarray) -> Tensor:
+        return normalise(image)[None].to(self.device)
+
+    def _logits(self, out: Output) -> Tensor:
+        return out.meta if self.output == "meta" and out.meta is not None else out.final
+
+    def _over_picture(self, values: Tensor, content: tuple[int, int]) -> np.ndarray:
+        """A map [..., h, w] over the network's input without the part that shows padding."""
+        kept = [
+            math.ceil(length * part / self.cfg.val_size)
+            for length, part in zip(values.shape[-2:], content, strict=True)
+        ]
+        return values[..., : kept[0], : kept[1]].float().cpu().numpy()
+
+    def _precision(self) -> torch.autocast:
+        dtype = AMP[self.cfg.amp]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    """The device of that name, or the best there is; FewShotError when it cannot be used."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise FewShotError(f"device '{name}' cannot be used here ({reason})") from error
+    return device
+
+
+def _annotated(
+    image: Picture, mask: Picture, label: int | None, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A support picture and its mask {0, 1, 255}, of one size."""
+    if isinstance(mask, str | Path):
+        name = f"mask '{mask}'"
+        labels = binary_mask(_mask_file(mask, label), label, name)
+    else:
+        name = f"the mask of {what}"
+        labels = binary_mask(mask, label, name)
+    pixels = _picture(image)
+    if pixels.shape[:2] == labels.shape[::-1] != labels.shape and isinstance(image, str | Path):
+        # The mask was made on the stored pixels, before the EXIF rotation.
+        pixels = read_image(image, orient=False)
+    if pixels.shape[:2] != labels.shape:
+        sizes = [f"{x.shape[1]}x{x.shape[0]}" for x in (labels, pixels)]
+        raise FewShotError(f"{name} is {sizes[0]} pixels, but its picture is {sizes[1]}")
+    return pixels, labels
+
+
+def _mask_file(path: str | Path, label: int | None) -> np.ndarray:
+    """A mask file; black-and-white pictures saved as RGB are taken too when no label is asked."""
+    if label is not None or not Path(path).is_file():
+        return read_mask(path)
+    try:
+        with Image.open(path) as header:
+            colour = header.mode in ("RGB", "RGBA")
+    except (OSError, SyntaxError, ValueError):
+        colour = False  # read_mask says what is wrong with it
+    if not colour:
+        return read_mask(path)
+    pixels = read_image(path, orient=False)
+    if int((pixels.max(axis=2) - pixels.min(axis=2)).max()) > 16:
+        raise FewShotError(
+            f"mask '{path}' is a colour picture: save it black and white, or as a palette or "
+            "greyscale PNG of labels"
+        )
+    return read_mask(path, binary=True)
+
+
+def _picture(image: Picture) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise FewShotError(f"a picture is RGB uint8 [H, W, 3], not {image.dtype} {image.shape}")
+    return image
+
+
+def model_of(
+    config: str | Path | None, weight: str | Path | None, overrides: Sequence[Any] = ()
+) -> tuple[Config, Path]:
+    """Configuration and weight file for what a command line names; at least one of the two.
+
+    Without ``config`` the one kept in the checkpoint is taken; without ``weight`` the checkpoint
+    that ``test.py`` would take.
+    """
+    if config is not None:
+        cfg = load_config(config, overrides)
+        return cfg, weight_file(cfg, weight)
+    if weight is None:
+        raise FewShotError("no model named: give --config, --weight, or both")
+    content = read_checkpoint(weight)
+    if not isinstance(content.get("config"), dict):
+        raise FewShotError(f"weight file {weight} holds no configuration: give --config too")
+    cfg = config_from_dict(content["config"], str(weight), overrides)
+    return cfg, Path(weight)

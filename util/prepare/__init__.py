@@ -1,0 +1,1 @@
+"""Data preparation: from official archives or unpacked folders to ready masks and lists."""

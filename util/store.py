@@ -1,0 +1,226 @@
+"""The folder of a run: its checkpoints, its lock, and the export of what was learned.
+
+A checkpoint is written to a temporary file, read back, and renamed over the old one, so that at
+every moment each name stands for a whole file. ``last.pth`` is the state to resume from,
+``best.pth`` the one with the best validation score, ``epoch_N.pth`` the periodic ones, of which
+the newest ``keep`` stay.
+
+A new run in the folder leaves an earlier run's checkpoints alone until it has one of its own; only
+then do they move to ``previous/``. A mistake that ends the new run costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from util.checkpoint import read_checkpoint
+from util.errors import FewShotError
+
+FORMAT = "fewshot-checkpoint-1"
+PERIODIC = re.compile(r"epoch_(\d+)\.pth")
+# What a training state holds beside its format: entry -> type.
+STATE = {
+    "model": Mapping,
+    "optimizer": Mapping,
+    "scaler": Mapping,
+    "config": Mapping,
+    "epoch": int,
+    "iteration": int,
+    "best": (int, float),
+    "best_epoch": int,
+    "effective_batch": int,
+}
+
+
+def write_atomically(path: Path, data: bytes, check: Callable[[Path], Any] | None = None) -> None:
+    """Replace ``path`` by ``data`` or leave it as it was; FewShotError when that is impossible.
+
+    check: reads the new file before it takes its place and raises FewShotError if it is no good.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check(temporary)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        kept = "the previous file is kept" if path.exists() else "nothing was written"
+        raise FewShotError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
+    finally:
+        with contextlib.suppress(OSError):  # where a folder should be there may be a file
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def serialise(state: dict[str, Any]) -> bytes:
+    """The bytes of ``torch.save``, made in memory: a full disk then meets one plain write."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+class CheckpointStore:
+    """Checkpoints of one run in ``folder`` (made when missing)."""
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+        self._lock = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FewShotError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+    def path(self, name: str) -> Path:
+        """File of ``last``, ``best`` or ``epoch_N``."""
+        return self.folder / f"{name}.pth"
+
+    def lock(self) -> None:
+        """Claim the folder for this process until it ends, however it ends.
+
+        A record lock: worker processes do not inherit it and it works on network drives. Also
+        removes the temporary files of a run that was killed while saving.
+        """
+        path = self.folder / ".lock"
+        try:
+            file = open(path, "a+")  # noqa: SIM115 - stays open as long as the process lives
+        except OSError as error:
+            raise FewShotError(f"cannot write in {self.folder}: {error.strerror}") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise FewShotError(
+                f"{self.folder} is in use by a run that is still going ({owner}); wait for it, or "
+                "keep the runs apart with --opts name NAME"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._lock = file
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def save(self, state: dict[str, Any], *names: str) -> None:
+        """Write ``state`` under each of ``names``; prune the periodic ones beyond ``keep``."""
+        data = serialise(state)
+        if self._superseded.exists():
+            self._set_aside()
+        for name in names:
+            write_atomically(self.path(name), data, check=read_checkpoint)
+        for path in self._periodic()[self.keep :]:
+            path.unlink(missing_ok=True)
+
+    def _periodic(self) -> list[Path]:
+        """Periodic checkpoints, latest epoch first."""
+        found = {p: PERIODIC.fullmatch(p.name) for p in self.folder.glob("epoch_*.pth")}
+        return sorted((p for p, m in found.items() if m), key=lambda p: -int(found[p][1]))
+
+    def latest(self) -> dict[str, Any] | None:
+        """The checkpoint furthest in training that reads back whole; None in an empty folder.
+
+        Those that a new run is about to replace do not count. Raises FewShotError when there are
+        checkpoints and none of them can be read.
+        """
+        if self._superseded.exists():
+            return None
+        paths = [p for p in (self.path("last"), self.path("best"), *self._periodic()) if p.exists()]
+        newest, problems = None, []
+        for path in paths:
+            try:
+                state = read_state(path)
+            except FewShotError as error:
+                problems.append(str(error))
+                continue
+            if newest is None or _position(state) > _position(newest):
+                newest = state
+        if problems and newest is None:
+            raise FewShotError(f"no checkpoint in {self.folder} can be read: {problems[0]}")
+        return newest
+
+    def newest_path(self) -> str:
+        """File of the newest checkpoint by its date, in words for a message."""
+        paths = [] if self._superseded.exists() else self._checkpoints()
+        return str(max(paths, key=lambda p: p.stat().st_mtime)) if paths else "none yet"
+
+    def begin(self, resumed: bool) -> Path | None:
+        """A run starts, or goes on from a checkpoint. Starting where checkpoints of an earlier run
+        lie: they no longer count, and move to the folder returned when the first is saved."""
+        over = not resumed and bool(self._checkpoints())
+        try:
+            if over:
+                self._superseded.touch()
+            else:
+                self._superseded.unlink(missing_ok=True)
+        except OSError as error:
+            raise FewShotError(f"cannot write in {self.folder}: {error.strerror}") from error
+        return self.folder / "previous" if over else None
+
+    @property
+    def _superseded(self) -> Path:
+        """Says that the checkpoints here are an earlier run's; a kill does not make it forget."""
+        return self.folder / ".superseded"
+
+    def _checkpoints(self) -> list[Path]:
+        return [p for p in self.folder.glob("*.pth") if p.is_file()]
+
+    def _set_aside(self) -> None:
+        """Move an earlier run's checkpoints to ``previous/`` (replacing what is there)."""
+        previous = self.folder / "previous"
+        try:
+            previous.mkdir(exist_ok=True)
+            for old in previous.glob("*.pth"):
+                old.unlink()
+            for path in self._checkpoints():
+                os.replace(path, previous / path.name)
+            self._superseded.unlink()
+        except OSError as error:
+            raise FewShotError(
+                f"cannot move the earlier run's checkpoints to {previous}: {error.strerror}"
+            ) from error
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """A full training state of this project (for resuming); FewShotError for anything else.
+
+    Beside what was saved it holds ``file``, the path.
+    """
+    state = read_checkpoint(path)
+    if state.get("format") != FORMAT or "optimizer" not in state:
+        raise FewShotError(
+            f"{path} holds weights but no training state: it can be evaluated or loaded, "
+            "not resumed from"
+        )
+    for name, kind in STATE.items():
+        if not isinstance(state.get(name), kind):
+            what = type(state[name]).__name__ if name in state else "nothing"
+            raise FewShotError(f"{path} is damaged: it holds {what} as {name}")
+    return {**state, "file": str(path)}
+
+
+def _position(state: dict[str, Any]) -> tuple[int, int]:
+    return state["iteration"], state["epoch"]
