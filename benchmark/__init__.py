@@ -1,0 +1,1 @@
+"""Measurements: everything as a ratio taken in one process, alternating, warm, medians."""

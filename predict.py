@@ -1,0 +1,317 @@
+"""Segment your own pictures from a few annotated ones.
+
+    python predict.py --config FILE [--weight FILE] \\
+        --support mug1.jpg mug1.png mug --support desk.jpg box:40,60,200,180 mug \\
+        --query photos/ --output out/
+
+Supports one by one (``--support IMAGE MASK [CLASS]``) or as a folder a class (``--supports DIR``).
+Every picture gets a label PNG, an overlay, a probability map a class, the correlation map of each
+stage and a JSON summary. Run again, the same command goes on where it stopped. See docs/predict.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from util.errors import FewShotError, Interrupted, run
+from util.predictor import FewShotPredictor, model_of
+from util.results import summarise, write_json, write_results
+from util.transform import read_image
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MASKS = (".png", ".bmp", ".tif", ".tiff")
+
+
+# ---------------------------------------------------------------------------------------- supports
+
+
+class Support:
+    """One annotated picture as the command line names it.
+
+    ``mask`` is the path of a mask, ``mask.png#7`` for one label of it, ``box:x0,y0,x1,y1``, or a
+    COCO annotation file (``.json``), whose polygons of category ``class_name`` are taken.
+    """
+
+    def __init__(self, image: Path, mask: str, class_name: str) -> None:
+        self.image, self.mask, self.class_name = image, mask, class_name
+
+    def annotation(self) -> dict[str, Any]:
+        """Keyword arguments for :meth:`FewShotPredictor.add_support`."""
+        if self.mask.startswith("box:"):
+            try:
+                box = [float(value) for value in self.mask[4:].split(",")]
+            except ValueError:
+                box = []
+            if len(box) != 4:
+                raise FewShotError(f"'{self.mask}' is no box: write box:x0,y0,x1,y1 in pixels")
+            return {"box": box}
+        if self.mask.lower().endswith(".json"):
+            return {"polygons": coco_polygons(Path(self.mask), self.image.name, self.class_name)}
+        path, sep, label = self.mask.rpartition("#")
+        if sep and label.isdigit():
+            return {"mask": Path(path), "label": int(label)}
+        return {"mask": Path(self.mask)}
+
+    def files(self) -> list[Path]:
+        """The files that it is read from."""
+        if self.mask.startswith("box:"):
+            return [self.image]
+        path, sep, label = self.mask.rpartition("#")
+        return [self.image, Path(path if sep and label.isdigit() else self.mask)]
+
+
+def coco_polygons(path: Path, file_name: str, class_name: str) -> list[list[float]]:
+    """All non-crowd polygons of category ``class_name`` on picture ``file_name`` in a COCO JSON."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        images = [i["id"] for i in content["images"] if Path(i["file_name"]).name == file_name]
+        categories = {c["name"]: c["id"] for c in content["categories"]}
+        polygons = [
+            polygon
+            for annotation in content["annotations"]
+            if annotation["image_id"] in images[:1]
+            and annotation["category_id"] == categories.get(class_name)
+            and not annotation.get("iscrowd", 0)
+            for polygon in annotation["segmentation"]
+        ]
+    except OSError as error:
+        raise FewShotError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FewShotError(
+            f"{path} is not a COCO annotation file (images, categories, annotations)"
+        ) from error
+    if not images:
+        raise FewShotError(f"{path} lists no picture called {file_name}")
+    if class_name not in categories:
+        raise FewShotError(f"{path} has no category '{class_name}'")
+    if not polygons:
+        raise FewShotError(f"{path} has no '{class_name}' on {file_name}")
+    return polygons
+
+
+def support_folder(folder: Path) -> list[Support]:
+    """Supports of a folder a class.
+
+    A class folder holds pictures and masks of the same stem: side by side (``1.jpg`` + ``1.png``),
+    or in ``images/`` and ``masks/``.
+    """
+    if not folder.is_dir():
+        raise FewShotError(f"{folder} is not a folder")
+    supports = []
+    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        images = class_folder / "images"
+        masks = class_folder / "masks"
+        apart = images.is_dir() and masks.is_dir()
+        for image, mask in _pairs(images if apart else class_folder, masks if apart else None):
+            supports.append(Support(image, str(mask), class_folder.name))
+    if not supports:
+        raise FewShotError(
+            f"{folder} holds no supports: it needs a folder a class, with pictures and masks of "
+            "the same stem (1.jpg + 1.png, or images/1.jpg + masks/1.png)"
+        )
+    return supports
+
+
+def _pairs(images: Path, masks: Path | None) -> list[tuple[Path, Path]]:
+    pictures = sorted(p for p in images.iterdir() if p.suffix.lower() in PICTURES)
+    if masks is None:  # side by side: the PNG next to a picture of another type is its mask
+        stems = {p.stem for p in pictures if p.suffix.lower() != ".png"}
+        pictures = [p for p in pictures if p.suffix.lower() != ".png" or p.stem not in stems]
+    pairs = []
+    for image in pictures:
+        found = [(masks or images) / (image.stem + suffix) for suffix in MASKS]
+        found = [path for path in found if path.is_file() and path != image]
+        if not found:
+            raise FewShotError(f"support {image} has no mask {image.stem}.png in {masks or images}")
+        pairs.append((image, found[0]))
+    return pairs
+
+
+# ----------------------------------------------------------------------------------------- queries
+
+
+def find_queries(patterns: Sequence[str]) -> dict[str, Path]:
+    """Name for the results -> picture, for files, folders (searched whole) and globs, sorted.
+
+    The name is the path below the folder without its suffix; where two pictures would share a name,
+    the suffix is added (``a_jpg``, ``a_png``).
+    """
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            inside = [p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file()]
+            pictures = {p: p.relative_to(path) for p in inside}
+        elif path.is_file():
+            pictures = {path: Path(path.name)}
+        else:
+            matched = [Path(p) for p in glob.glob(pattern, recursive=True)]
+            pictures = {p: Path(p.name) for p in matched if p.is_file()}
+        if not pictures:
+            raise FewShotError(f"query '{pattern}' is no picture, no folder with pictures, no glob")
+        found.update(pictures)
+    names = {path: relative.with_suffix("").as_posix() for path, relative in found.items()}
+    twice = Counter(names.values())
+    queries: dict[str, Path] = {}
+    for path in sorted(names):
+        name = names[path] + (f"_{path.suffix[1:]}" if twice[names[path]] > 1 else "")
+        if name in queries:
+            raise FewShotError(f"queries {queries[name]} and {path} would share the name {name}")
+        queries[name] = path
+    return queries
+
+
+# -------------------------------------------------------------------------- what is done already
+
+
+def fingerprint(supports: Sequence[Support], weight: Path, settings: dict[str, Any]) -> str:
+    """Changes whenever results could: weights, supports (their content) and settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in (weight, *(file for support in supports for file in support.files())):
+        try:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise FewShotError(f"cannot read {path}: {error.strerror}") from error
+    for support in supports:
+        digest.update(f"{support.mask}\0{support.class_name}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def finished(output: Path, name: str, run_id: str, query: Path) -> dict[str, Any] | None:
+    """The summary of a picture that an earlier call with the same settings completed, or None."""
+    try:
+        summary = json.loads((output / "summary" / f"{name}.json").read_text(encoding="utf-8"))
+        whole = all((output / file).is_file() for file in summary["results"])
+        same = summary["run"] == run_id and summary["stamp"] == stamp(query)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return summary if whole and same else None
+
+
+def stamp(path: Path) -> list[int]:
+    """Size and time of a file: a changed picture is predicted again."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+def predict_all(
+    predictor: FewShotPredictor, queries: dict[str, Path], output: Path, run_id: str
+) -> dict[str, Any]:
+    """Predict every query that is not finished; returns the summary over all of them.
+
+    A picture that cannot be read is noted under ``failed`` and the others go on.
+    """
+    pictures, failed, kept = [], {}, 0
+    for name, path in tqdm(queries.items(), desc="predict", unit="picture"):
+        summary = finished(output, name, run_id, path)
+        if summary is None:
+            try:
+                image = read_image(path)
+            except FewShotError as error:
+                failed[str(path)] = str(error)
+                tqdm.write(f"left out: {error}")
+                continue
+            result = predictor.predict(image)
+            files = write_results(output, name, image, result)
+            summary = summarise(path, result) | {
+                "results": [file.relative_to(output).as_posix() for file in files],
+                "stamp": stamp(path),
+                "run": run_id,
+            }
+            # Last: it says that the picture is finished.
+            write_json(output / "summary" / f"{name}.json", summary)
+        else:
+            kept += 1
+        pictures.append({k: v for k, v in summary.items() if k not in ("stamp", "run")})
+    return {
+        "classes": {
+            name: {"label": label, "supports": predictor.shots[name]}
+            for label, name in enumerate(predictor.classes, start=1)
+        },
+        "output": predictor.output,
+        "pictures": pictures,
+        "failed": failed,
+        "kept_from_earlier_call": kept,
+    }
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML configuration; default: the one in the checkpoint"
+    )
+    parser.add_argument("--weight", metavar="FILE", help="checkpoint; default: what test.py takes")
+    parser.add_argument(
+        "--support",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("IMAGE", "MASK"),
+        help="IMAGE MASK [CLASS]; MASK is a file, mask.png#LABEL, box:x0,y0,x1,y1 or a COCO .json",
+    )
+    parser.add_argument(
+        "--supports", metavar="DIR", help="folder with a folder of supports a class"
+    )
+    parser.add_argument(
+        "--query", nargs="+", required=True, metavar="PATH", help="pictures, folders or globs"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--head",
+        choices=("final", "meta"),
+        default="final",
+        help="meta: without the base learner, which suppresses the classes it was trained on",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU when there is one")
+    parser.add_argument(
+        "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="settings"
+    )
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
+    cfg, weight = model_of(options.config, options.weight, options.opts)
+    supports = support_folder(Path(options.supports)) if options.supports else []
+    for values in options.support:
+        if len(values) not in (2, 3):
+            raise FewShotError(f"--support takes IMAGE MASK [CLASS], not {' '.join(values)}")
+        supports.append(Support(Path(values[0]), values[1], (values + ["object"])[2]))
+    if not supports:
+        raise FewShotError("no supports: give --support IMAGE MASK [CLASS] or --supports DIR")
+    queries = find_queries(options.query)
+    output = Path(options.output)
+    run_id = fingerprint(supports, weight, {"config": cfg.to_dict(), "head": options.head})
+
+    predictor = FewShotPredictor.from_config(cfg, weight, options.device, options.head)
+    for support in tqdm(supports, desc="supports", unit="picture"):
+        predictor.add_support(support.image, class_name=support.class_name, **support.annotation())
+    try:
+        summary = predict_all(predictor, queries, output, run_id)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the same command goes on where it stopped") from None
+    write_json(output / "summary.json", summary)
+    print(f"{len(summary['pictures'])} pictures in {output} (summary.json lists the areas)")
+    if summary["failed"]:
+        raise FewShotError(
+            f"{len(summary['failed'])} of {len(queries)} pictures were left out; the first: "
+            + next(iter(summary["failed"].values()))
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,9 @@
+#!/bin/sh
+# Stage 2, episodic training:
+#   sh train.sh <split0..split3> <pascal|coco|...> <gpus, 0 = CPU> [backbone] [shot] [arguments]
+# e.g. sh train.sh split0 pascal 2 resnet50 5 --opts workers 8
+# The backbone also picks the method: resnet50 is HDMNet, resnet50_hsnet is HSNet.
+# The output is kept under exp/logs (LOG_DIR); the exit status is that of train.py.
+cd "$(dirname "$0")" || exit 2
+. ./util/launch.sh
+launch train.py "" yes "$@"
