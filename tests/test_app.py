@@ -1,0 +1,302 @@
+"""The web page: its handlers alone, and the whole page in a real browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import app
+from tests.own_pictures import ROOT, disc, small_config, untrained, with_orientation, write
+from util.errors import FewShotError
+from util.predictor import FewShotPredictor
+
+
+@pytest.fixture(scope="module")
+def predictor() -> FewShotPredictor:
+    cfg = small_config()
+    return FewShotPredictor(untrained(cfg), cfg, "cpu")
+
+
+def painted(image: np.ndarray, mask: np.ndarray) -> dict:
+    """What gr.ImageEditor hands over: RGBA picture and one RGBA layer with the paint."""
+    layer = np.zeros((*mask.shape, 4), np.uint8)
+    layer[mask == 1] = (230, 159, 0, 153)
+    opaque = np.full((*mask.shape, 1), 255, np.uint8)
+    return {"background": np.concatenate([image, opaque], axis=2), "layers": [layer]}
+
+
+def test_upload_limits(tmp_path):
+    huge = tmp_path / "huge.jpg"
+    Image.new("RGB", (10_000, 6_000)).save(huge)
+    with pytest.raises(FewShotError, match="60 megapixels; the limit is 40"):
+        app.load_picture(str(huge))
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(bomb)
+    with pytest.raises(FewShotError, match="limit of 40 megapixels"):
+        app.load_picture(str(bomb))
+    text = tmp_path / "text.jpg"
+    text.write_text("hello")
+    with pytest.raises(FewShotError, match="text.jpg is not a picture"):
+        app.load_picture(str(text))
+    phone = write(tmp_path / "phone.jpg", disc((60, 80), 0)[0])
+    with_orientation(phone, 6)
+    assert app.load_picture(str(phone)).shape == (80, 60, 3)
+    phone.write_bytes(phone.read_bytes()[:600])
+    with pytest.raises(FewShotError, match="phone.jpg"):
+        app.load_picture(str(phone))
+
+
+def test_canvas_and_paint():
+    image, mask = disc((60, 80), 0)
+    assert app.fit_canvas(image) is image
+    assert app.fit_canvas(np.zeros((3000, 4000, 3), np.uint8)).shape == (576, 768, 3)
+    picture, found = app.painted_mask(painted(image, mask))
+    assert (picture == image).all() and (found == mask).all()
+    for empty in (None, {"background": None, "layers": []}):
+        with pytest.raises(FewShotError, match="upload a support"):
+            app.painted_mask(empty)
+    with pytest.raises(FewShotError, match="nothing is painted"):
+        app.painted_mask(painted(image, 0 * mask))
+
+
+def test_session(predictor, tmp_path):
+    session = app.Session(predictor.without_supports())
+    other = app.Session(predictor.without_supports())
+    query = str(write(tmp_path / "query.png", disc((50, 70), 5)[0]))
+
+    def segment(session, paths):
+        return session.segment(paths, tmp_path, lambda items, desc: items)
+
+    with pytest.raises(FewShotError, match="add a support"):
+        segment(session, [query])
+    session.add(painted(*disc((60, 80), 0)), " mug ")
+    session.add(painted(*disc((60, 80), 1)), "mug")
+    assert session.add(painted(*disc((60, 80), 2)), "") == "Supports: mug × 2, object × 1"
+    assert other.predictor.classes == ()
+    assert session.overview().shape[1] == 3 * 166 + 6
+    with pytest.raises(FewShotError, match="drop in"):
+        segment(session, [])
+    text = tmp_path / "text.jpg"
+    text.write_text("hello")
+    with pytest.raises(FewShotError, match="text.jpg"):
+        segment(session, [str(text)])
+    masks, maps, archive, message = segment(session, [query, str(text)])
+    assert len(masks) == 1 and masks[0][0].shape == (50, 70, 3)
+    assert len(maps) == 2 * 3
+    assert message.startswith("1 of 2 pictures") and "text.jpg" in message
+    expected = session.predictor.predict(disc((50, 70), 5)[0]).mask
+    with zipfile.ZipFile(archive) as file:
+        assert {"summary.json", "labels/01_query.png", "overlays/01_query.jpg"} <= set(
+            file.namelist()
+        )
+        with file.open("labels/01_query.png") as label:
+            assert (np.array(Image.open(label)) == expected).all()
+    assert segment(session, [query])[2].is_file() and not archive.is_file()
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [session.archive.parent.name]
+
+
+def test_without_gradio_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_OFFLINE", "HF_HOME",
+                 "MPLCONFIGDIR"):  # fmt: skip
+        monkeypatch.setenv(name, "")
+    with pytest.raises(FewShotError, match="requirements-app.txt"):
+        app.gradio_in(tmp_path)
+
+
+# ------------------------------------------------------------------------------ in a real browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+MISSING = [
+    name
+    for name, found in (
+        ("gradio", importlib.util.find_spec("gradio")),
+        ("selenium", importlib.util.find_spec("selenium")),
+        ("chromium", CHROMIUM),
+        ("chromedriver", DRIVER),
+    )
+    if not found
+]
+PATIENCE = 60  # seconds for one step of the page, on a busy machine
+
+
+def until(condition, what: str):
+    """The first true value of ``condition()``."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"waited {PATIENCE} s for {what}")
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The page on a free port, run from and with a home in folders that must stay as they are."""
+    cfg = small_config()
+    weight = tmp_path / "best.pth"
+    torch.save({"model": untrained(cfg).state_dict(), "config": cfg.to_dict()}, weight)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    home.mkdir()
+    temporary.mkdir()
+    environment = os.environ | {
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [sys.executable, ROOT / "app.py", "--weight", weight, "--port", port, "--device", "cpu"]
+    with open(tmp_path / "app.log", "w") as log:
+        server = subprocess.Popen(
+            [str(word) for word in words], cwd=home, env=environment, stdout=log, stderr=log
+        )
+    try:
+        yield server, port, home, temporary
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def browser(tmp_path):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader",
+        "--disable-quic", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--window-size=1400,1600",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver, downloads
+    driver.save_screenshot(str(tmp_path / "last.png"))  # what it looked like when a test failed
+    driver.quit()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
+def test_page_in_chromium(served, browser, tmp_path):
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+
+    server, port, home, temporary = served
+    page, downloads = browser
+
+    def find(css):
+        return page.find_elements(By.CSS_SELECTOR, css)
+
+    def text(css):
+        # Names of files are broken up for display.
+        return "".join(element.text for element in find(css)).replace("\n", "")
+
+    def opened():
+        assert server.poll() is None, (tmp_path / "app.log").read_text()
+        try:
+            page.get(f"http://127.0.0.1:{port}")
+        except WebDriverException:
+            return False
+        return True
+
+    def upload(where, path):
+        for old in find(f"#{where} button[aria-label='Clear'], #{where} button[title='Clear']"):
+            old.click()
+        field = until(lambda: find(f"#{where} input[type=file]"), f"the field of {where}")[0]
+        field.send_keys(str(path))
+
+    def refused(words):
+        until(lambda: words in text(".toast-body"), f"the message '{words}'")
+        for close in find(".toast-close"):
+            page.execute_script("arguments[0].click()", close)
+        until(lambda: not find(".toast-body"), "the message to close")
+
+    image, _ = disc((300, 400), 0)
+    support = write(tmp_path / "support.jpg", image)
+    query = write(tmp_path / "query.jpg", disc((240, 320), 1)[0])
+    huge, fake = tmp_path / "huge.jpg", tmp_path / "fake.jpg"
+    Image.new("RGB", (10_000, 6_000)).save(huge)
+    fake.write_text("no picture at all")
+
+    until(opened, "the server")
+    parts = ("#support input", "#editor", "#add", "#queries input", "#segment", "#download")
+    until(lambda: all(map(find, parts)), "the page")
+
+    # Mistakes first: each gives a message, and everything still works afterwards.
+    find("#segment")[0].click()
+    refused("add a support first")
+    upload("support", huge)
+    refused("60 megapixels")
+    upload("support", fake)
+    refused("fake.jpg is not a picture")
+    find("#add")[0].click()
+    refused("upload a support picture first")
+
+    upload("support", support)
+    until(lambda: find("#editor canvas") and "support.jpg" in text("#support"), "the editor")
+    # The canvas shows the picture when the browser's own copy of it is not one colour any more.
+    time.sleep(3)
+    find("#add")[0].click()
+    refused("nothing is painted")
+
+    canvas = find("#editor canvas")[0]
+    stroke = ActionChains(page).move_to_element(canvas).click_and_hold()
+    for step in ((20, 0), (20, 10), (-20, 10), (-20, 5)):
+        stroke = stroke.move_by_offset(*step)
+    stroke.release().perform()
+    find("#add")[0].click()
+    until(lambda: "object × 1" in text("#shots"), "the support")
+    until(lambda: find("#supports img"), "the picture of the support")
+
+    upload("queries", query)
+    until(lambda: "query.jpg" in text("#queries"), "the query")
+    find("#segment")[0].click()
+    until(lambda: "1 of 1 pictures" in text("#status"), "the result")
+    shown = until(lambda: find("#masks img"), "a mask image")[0]
+    until(lambda: page.execute_script("return arguments[0].naturalWidth", shown) == 320, "its size")
+    assert len(find("#maps img")) == 3
+    page.save_screenshot(str(tmp_path / "page.png"))
+
+    until(lambda: find("#download:not([disabled])"), "the download button")
+    page.execute_script(
+        "const b = document.querySelector('#download'); (b.querySelector('a,button') || b).click()"
+    )
+    archive = until(lambda: list(downloads.glob("*.zip")), "the download")[0]
+    with zipfile.ZipFile(archive) as file:
+        with file.open("labels/01_query.png") as label:
+            assert Image.open(label).size == (320, 240)
+
+    # It listens on this machine only, wrote to its own folder only, and leaves nothing behind.
+    listening = Path(f"/proc/{server.pid}/net/tcp").read_text().splitlines()[1:]
+    local = [line.split()[1] for line in listening if line.split()[3] == "0A"]
+    assert f"0100007F:{port:04X}" in local and f"00000000:{port:04X}" not in local
+    assert list(home.iterdir()) == []
+    assert all(path.name.startswith("fewshot-app-") for path in temporary.iterdir())
+    server.send_signal(signal.SIGTERM)
+    server.wait(60)
+    assert list(temporary.iterdir()) == []

@@ -1,0 +1,90 @@
+"""The learned part alone: small, and bound to the frozen part that it was learned over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import train
+import train_base
+from model import build_model
+from tests.training_case import ROOT, environment, make_data
+from util.checkpoint import load_weights
+from util.config import load_config
+from util.errors import FewShotError
+from util.evaluate import load_model
+from util.export import export, load_learned
+from util.signals import StopRequest
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """The configuration of a trained model, and the two files."""
+    folder = tmp_path_factory.mktemp("export") / "tiny"
+    make_data(folder)
+    one_step = ["max_iterations", 1, "evaluate", False]
+    train_base.train(load_config(folder / "stage1.yaml", one_step), None, CPU, StopRequest())
+    cfg = load_config(folder / "stage2.yaml", one_step)
+    train.train(cfg, None, CPU, StopRequest())
+    whole, part = cfg.exp_dir() / "best.pth", folder / "learned.pth"
+    done = subprocess.run([sys.executable, "-m", "util.export", whole, part], cwd=ROOT,
+                          env=environment(), capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"{part}: " in done.stdout and "MB" in done.stdout
+    return cfg, whole, part
+
+
+def test_over_its_base_learner_it_gives_the_whole_model_back(case):
+    cfg, whole, part = case
+    expected, model = build_model(cfg), build_model(cfg)
+    load_weights(expected, whole, complete=True)
+    load_weights(model, cfg.base_weight)
+    load_learned(model, part)
+    state = model.state_dict()
+    assert all(torch.equal(state[n], t) for n, t in expected.state_dict().items())
+    # no optimiser and no frozen part
+    learned = sum(t.numel() * t.element_size() for t in expected.learnable_state().values())
+    assert part.stat().st_size < 1.1 * learned < whole.stat().st_size / 2
+
+
+def test_evaluation_takes_the_learned_part(case):
+    cfg, whole, part = case
+    expected, found = load_model(cfg, whole).state_dict(), load_model(cfg, part).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(
+    "tensor", ["base_learner.conv.bias", "encoder.layer2.0.conv1.bn.running_var"]
+)
+def test_another_base_learner_is_refused_and_nothing_changes(case, tensor):
+    cfg, _, part = case
+    model = build_model(cfg)
+    load_weights(model, cfg.base_weight)
+    model.state_dict()[tensor].flatten()[0] += 1e-3
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(FewShotError, match=r"learned\.pth was learned over another.*base_weight"):
+        load_learned(model, part)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_it_cannot_be_mistaken_for_a_weight_file(case):
+    cfg, whole, part = case
+    with pytest.raises(FewShotError, match="no state dict"):
+        load_weights(build_model(cfg), part)
+    with pytest.raises(FewShotError, match="is no export"):
+        load_learned(build_model(cfg), whole)
+
+
+def test_only_few_shot_checkpoints_of_this_project_can_be_exported(case, tmp_path):
+    cfg, _, _ = case
+    with pytest.raises(FewShotError, match="is a base learner"):
+        export(cfg.base_weight, tmp_path / "x.pth")
+    torch.save({"w": torch.ones(1)}, tmp_path / "foreign.pth")
+    with pytest.raises(FewShotError, match="does not say how it was trained"):
+        export(tmp_path / "foreign.pth", tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()

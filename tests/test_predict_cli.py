@@ -1,0 +1,251 @@
+"""predict.py: what it accepts, what it writes, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+from tests.own_pictures import ROOT, disc, small_config, untrained, write
+from util.errors import FewShotError, Interrupted
+from util.predictor import FewShotPredictor
+from util.transform import read_image
+
+COCO = ROOT.parent / "shared" / "data" / "coco128"
+
+
+@pytest.fixture(scope="module")
+def weight(tmp_path_factory) -> Path:
+    cfg = small_config()
+    path = tmp_path_factory.mktemp("weights") / "best.pth"
+    torch.save({"model": untrained(cfg).state_dict(), "config": cfg.to_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """Two classes of supports and three queries, of different sizes."""
+    for number, name in enumerate(("mug", "red disc")):
+        for shot in range(2):
+            image, mask = disc((70, 80 + 10 * shot), 10 * number + shot)
+            write(tmp_path / "supports" / name / f"{shot}.jpg", image)
+            write(tmp_path / "supports" / name / f"{shot}.png", mask * 255)
+    for number, name in enumerate(("a.jpg", "b.png", "deep/c.jpg")):
+        write(tmp_path / "photos" / name, disc((60 + number, 90), 20 + number)[0])
+    (tmp_path / "photos" / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def call(monkeypatch, weight: Path, *arguments) -> None:
+    words = ["predict.py", "--weight", weight, "--device", "cpu", *arguments]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    predict.main()
+
+
+def test_folder_to_folder(monkeypatch, weight, place):
+    out = place / "out"
+    call(monkeypatch, weight, "--supports", place / "supports", "--query", place / "photos",
+         "--output", out)  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["classes"] == {
+        "mug": {"label": 1, "supports": 2},
+        "red disc": {"label": 2, "supports": 2},
+    }
+    assert [Path(entry["file"]).name for entry in summary["pictures"]] == [
+        "a.jpg",
+        "b.png",
+        "c.jpg",
+    ]
+    predictor = FewShotPredictor(untrained(small_config()), small_config(), "cpu")
+    for support in predict.support_folder(place / "supports"):
+        predictor.add_support(support.image, class_name=support.class_name, **support.annotation())
+    for entry, name in zip(summary["pictures"], ("a", "b", "deep/c"), strict=True):
+        image = read_image(entry["file"])
+        size = (entry["height"], entry["width"])
+        assert size == image.shape[:2]
+        label = Image.open(out / "labels" / f"{name}.png")
+        assert label.mode == "P" and label.size == size[::-1]
+        labels = np.array(label)
+        expected = predictor.predict(image)
+        assert (labels == expected.mask).all()
+        assert cv2.imread(str(out / "overlays" / f"{name}.jpg")).shape == (*size, 3)
+        for number, class_name in ((1, "mug"), (2, "red disc")):
+            found = entry["classes"][class_name]
+            where = labels == number
+            assert found["pixels"] == where.sum()
+            assert found["fraction"] == pytest.approx(where.mean())
+            file = f"{name}/{number}_{class_name}"
+            levels = cv2.imread(str(out / "probabilities" / f"{file}.png"), cv2.IMREAD_UNCHANGED)
+            assert levels.shape == size
+            assert np.abs(levels / 255 - expected.probabilities[number]).max() < 0.003
+            if where.any():
+                rows, columns = np.nonzero(where)
+                box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                assert found["box"] == box
+                assert found["probability"] == pytest.approx(
+                    float(expected.probabilities[number][where].mean())
+                )
+            else:
+                assert "box" not in found
+            for stage in (1, 2, 3):
+                assert (
+                    cv2.imread(str(out / "correlations" / f"{file}_stage{stage}.jpg")) is not None
+                )
+        assert all((out / file).is_file() for file in entry["results"])
+
+
+def test_goes_on_where_it_stopped(monkeypatch, weight, place):
+    out = place / "out"
+    arguments = ("--supports", place / "supports", "--query", place / "photos", "--output", out)
+    asked = []
+    real = FewShotPredictor.predict
+
+    def counted(self, image):
+        asked.append(image.shape[0])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(self, image)
+
+    monkeypatch.setattr(FewShotPredictor, "predict", counted)
+    with pytest.raises(Interrupted, match="goes on where it stopped"):
+        call(monkeypatch, weight, *arguments)
+    assert not (out / "summary.json").exists()
+    call(monkeypatch, weight, *arguments)
+    assert asked == [60, 61, 61, 62]
+    assert json.loads((out / "summary.json").read_text())["kept_from_earlier_call"] == 1
+    call(monkeypatch, weight, *arguments)
+    assert len(asked) == 4
+    # What could change a result makes it anew: a lost file, a changed query, a changed support.
+    (out / "labels" / "a.png").unlink()
+    call(monkeypatch, weight, *arguments)
+    assert asked[4:] == [60]
+    write(place / "photos" / "b.png", disc((50, 50), 3)[0])
+    call(monkeypatch, weight, *arguments)
+    assert asked[5:] == [50]
+    write(place / "supports" / "mug" / "0.png", disc((70, 80), 77)[1])
+    call(monkeypatch, weight, *arguments)
+    assert len(asked) == 9
+    call(monkeypatch, weight, *arguments, "--head", "meta")
+    assert len(asked) == 12
+
+
+def test_support_kinds(monkeypatch, weight, place):
+    image, mask = disc((60, 80), 1)
+    write(place / "s.png", image)
+    write(place / "labels.png", mask * 7 + (1 - mask) * 3)
+    rows, columns = np.nonzero(mask)
+    x0, y0, x1, y1 = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    square = [int(v) for v in (x0, y0, x1, y0, x1, y1, x0, y1)]
+    annotations = {
+        "images": [{"id": 4, "file_name": "s.png"}],
+        "categories": [{"id": 9, "name": "pan"}, {"id": 2, "name": "lid"}],
+        "annotations": [
+            {"image_id": 4, "category_id": 9, "iscrowd": 0, "segmentation": [square]},
+            {"image_id": 4, "category_id": 9, "iscrowd": 1, "segmentation": {"counts": "x"}},
+            {"image_id": 4, "category_id": 2, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9]]},
+        ],
+    }
+    (place / "coco.json").write_text(json.dumps(annotations))
+    call(
+        monkeypatch, weight,
+        "--support", place / "s.png", f"{place}/labels.png#7", "by label",
+        "--support", place / "s.png", f"box:{x0},{y0},{x1},{y1}", "by box",
+        "--support", place / "s.png", place / "coco.json", "pan",
+        "--query", place / "photos" / "a.jpg", f"{place}/photos/*.png",
+        "--output", place / "out",
+    )  # fmt: skip
+    summary = json.loads((place / "out" / "summary.json").read_text())
+    assert list(summary["classes"]) == ["by label", "by box", "pan"]
+    assert len(summary["pictures"]) == 2
+    for mask_name, class_name, message in (
+        ("coco.json", "cup", "no category 'cup'"),
+        ("labels.png", "x", "several labels"),
+        ("labels.png#5", "x", "label 5"),
+        ("box:1,2,3", "x", "box:x0,y0,x1,y1"),
+        ("nothing.json", "x", "nothing.json"),
+    ):
+        mask_name = mask_name if mask_name.startswith("box") else f"{place}/{mask_name}"
+        with pytest.raises(FewShotError, match=message):
+            call(monkeypatch, weight, "--support", place / "s.png", mask_name, class_name,
+                 "--query", place / "photos", "--output", place / "out2")  # fmt: skip
+
+
+def test_support_folders(place):
+    for number in range(2):
+        image, mask = disc((50, 60), number)
+        write(place / "apart" / "cup" / "images" / f"{number}.png", image)
+        write(place / "apart" / "cup" / "masks" / f"{number}.png", mask)
+    found = predict.support_folder(place / "apart")
+    assert [(s.image.parent.name, Path(s.mask).parent.name) for s in found] == [
+        ("images", "masks")
+    ] * 2
+    (place / "apart" / "cup" / "masks" / "1.png").unlink()
+    with pytest.raises(FewShotError, match="no mask 1.png"):
+        predict.support_folder(place / "apart")
+    with pytest.raises(FewShotError, match="holds no supports"):
+        predict.support_folder(place / "photos" / "deep")
+    with pytest.raises(FewShotError, match="not a folder"):
+        predict.support_folder(place / "nowhere")
+
+
+def test_query_names(place):
+    write(place / "photos" / "a.png", disc((30, 30), 0)[0])
+    queries = predict.find_queries([str(place / "photos")])
+    assert list(queries) == ["a_jpg", "a_png", "b", "deep/c"]
+    (place / "more").mkdir()
+    write(place / "more" / "b.png", disc((30, 30), 0)[0])
+    with pytest.raises(FewShotError, match="share the name b_png"):
+        predict.find_queries([str(place / "photos"), str(place / "more")])
+    with pytest.raises(FewShotError, match="no picture"):
+        predict.find_queries([str(place / "*.gif")])
+
+
+def test_bad_pictures_are_left_out_and_named(weight, place):
+    (place / "photos" / "aa.jpg").write_bytes(b"\xff\xd8 cut short")
+    words = [sys.executable, "predict.py", "--weight", weight, "--supports", place / "supports",
+             "--query", place / "photos", "--output", place / "out", "--device", "cpu"]  # fmt: skip
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: 1 of 4 pictures were left out") and "aa.jpg" in last
+    assert "Traceback" not in done.stderr
+    summary = json.loads((place / "out" / "summary.json").read_text())
+    assert len(summary["pictures"]) == 3 and len(summary["failed"]) == 1
+
+
+@pytest.mark.skipif(not COCO.is_dir(), reason="needs ../shared/data/coco128")
+@pytest.mark.parametrize("shots", [1, 3, 5])
+def test_real_pictures(monkeypatch, weight, tmp_path, shots):
+    """COCO polygons of two classes as supports, one to five shots, real pictures as queries."""
+    annotations = COCO / "annotations" / "instances_train2014.json"
+    content = json.loads(annotations.read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    files = {i["id"]: COCO / "train2014" / i["file_name"] for i in content["images"]}
+    arguments = []
+    for wanted in ("person", "bowl"):
+        large = dict.fromkeys(
+            a["image_id"]
+            for a in content["annotations"]
+            if names[a["category_id"]] == wanted and not a["iscrowd"] and a["area"] > 1000
+        )
+        assert len(large) >= shots
+        for image_id in list(large)[:shots]:
+            arguments += ["--support", files[image_id], annotations, wanted]
+    queries = sorted((COCO / "val2014").glob("*.jpg"))[:3]
+    call(monkeypatch, weight, *arguments, "--query", *queries, "--output", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {k: v["supports"] for k, v in summary["classes"].items()} == {
+        "person": shots,
+        "bowl": shots,
+    }
+    for path in queries:
+        label = Image.open(tmp_path / "out" / "labels" / f"{path.stem}.png")
+        assert label.size == Image.open(path).size

@@ -1,0 +1,367 @@
+"""The predictor: annotations as people have them, and the same answer as the model itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from model import build_model
+from tests.own_pictures import CONFIG, disc, small_config, untrained, with_orientation, write
+from util.config import load_config
+from util.errors import FewShotError
+from util.evaluate import Evaluator
+from util.lists import build_index
+from util.predictor import (
+    FewShotPredictor,
+    binary_mask,
+    box_mask,
+    model_of,
+    polygon_mask,
+    softmax_,
+    strongest,
+)
+from util.transform import normalise, object_mask, read_mask, val_transform
+from util.visualize import episode_figures, iou
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return small_config()
+
+
+@pytest.fixture(scope="module")
+def model(cfg):
+    return untrained(cfg)
+
+
+@pytest.fixture
+def predictor(model, cfg):
+    return FewShotPredictor(model, cfg, "cpu")
+
+
+# --------------------------------------------------------------------------------- annotations
+
+
+@given(arrays.arrays(np.uint8, (3, 4), elements=st.sampled_from([0, 1, 255])))
+def test_binary_masks(mask):
+    if 1 in mask:
+        assert (binary_mask(mask) == mask).all()
+    elif 255 in mask:
+        assert (binary_mask(mask) == (mask == 255)).all()
+    else:
+        with pytest.raises(FewShotError, match="no object"):
+            binary_mask(mask)
+
+
+@given(arrays.arrays(np.uint8, (3, 4)), st.integers(1, 254))
+def test_labelled_masks(mask, label):
+    if label not in mask:
+        with pytest.raises(FewShotError, match="no object"):
+            binary_mask(mask, label)
+        return
+    result = binary_mask(mask, label)
+    assert ((result == 1) == (mask == label)).all() and ((result == 255) == (mask == 255)).all()
+    assert np.isin(result, (0, 1, 255)).all()
+
+
+def test_masks_that_say_too_much_or_too_little():
+    assert binary_mask(np.eye(3, dtype=bool)).sum() == 3
+    with pytest.raises(FewShotError, match=r"several labels \(0, 1, 2\)"):
+        binary_mask(np.array([[0, 1, 2]]))
+    with pytest.raises(FewShotError, match="float64"):
+        binary_mask(np.ones((2, 2)))
+    with pytest.raises(FewShotError, match=r"\(2, 2, 3\)"):
+        binary_mask(np.ones((2, 2, 3), np.uint8))
+
+
+def test_boxes_and_polygons():
+    mask = box_mask((10, 20), (2, 3, 5, 7))
+    assert mask.sum() == 12 and mask[3:7, 2:5].all()
+    for box in ((5, 3, 2, 7), (0, 0, 21, 5), (-1, 0, 5, 5)):
+        with pytest.raises(FewShotError, match="20×10"):
+            box_mask((10, 20), box)
+    square = polygon_mask((10, 20), [[2, 3, 5, 3, 5, 7, 2, 7], [15, 1, 17, 1, 17, 2]])
+    assert square[3:8, 2:6].all() and square[1, 15] and not square[:, 8:14].any()
+    for polygon in ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]):
+        with pytest.raises(FewShotError, match="three or more"):
+            polygon_mask((10, 20), [polygon])
+
+
+# ---------------------------------------------------------------------------------- prediction
+
+
+@given(arrays.arrays(np.float32, (3, 2, 4), elements=st.floats(-5, 5, width=16)))
+def test_strongest_and_softmax(odds):
+    odds = torch.from_numpy(odds)
+    assert (strongest(odds) == odds.argmax(0)).all()
+    assert torch.allclose(softmax_(odds.clone()), odds.softmax(0), atol=1e-6)
+
+
+def directly(model, cfg, supports, query) -> torch.Tensor:
+    """The model's own forward pass, logits at the query's size [2, H, W]."""
+    fit = val_transform(cfg)
+    fitted = [fit(image, mask) for image, mask in supports]
+    with torch.inference_mode():
+        out = model(
+            normalise(fit(query)[0])[None],
+            torch.stack([normalise(image) for image, _ in fitted])[None],
+            torch.stack([torch.from_numpy(mask) for _, mask in fitted])[None],
+        )
+        return F.interpolate(out.final, query.shape[:2], mode="bilinear", align_corners=True)[0]
+
+
+@pytest.mark.parametrize("shots", [1, 3, 5])
+def test_predictor_is_the_model(predictor, model, cfg, shots):
+    supports = [disc((70 + 10 * i, 90), i) for i in range(shots)]
+    query, _ = disc((100, 64), 9)
+    for image, mask in supports:
+        predictor.add_support(image, mask, "disc")
+    result = predictor.predict(query)
+    logits = directly(model, cfg, supports, query)
+    assert result.mask.shape == (100, 64) and result.mask.dtype == np.uint8
+    assert 0.02 < result.mask.mean() < 0.98
+    assert np.allclose(result.probabilities, logits.softmax(0).numpy(), atol=1e-5)
+    clear = (logits[1] - logits[0]).abs().numpy() > 1e-4
+    assert (result.mask == logits.argmax(0).numpy())[clear].all() and clear.mean() > 0.9
+    assert [c.shape for c in result.correlations["disc"]] == [(11, 11), (6, 6), (3, 3)]
+    assert result.priors["disc"].shape == (2, 11, 11)
+
+
+def test_several_classes(predictor):
+    query, _ = disc((50, 60), 3)
+    alone = {}
+    for seed, name in enumerate(("a", "b", "c")):
+        single = predictor.without_supports()
+        single.add_support(*disc((80, 60), seed), name)
+        predictor.add_support(*disc((80, 60), seed), name)
+        alone[name] = single.predict(query)
+    predictor.add_support(*disc((60, 80), 7), "b")  # another number of supports for one class
+    result = predictor.predict(query)
+    assert predictor.classes == ("a", "b", "c") and predictor.shots == {"a": 1, "b": 2, "c": 1}
+    assert result.probabilities.shape == (4, 50, 60)
+    assert np.allclose(result.probabilities.sum(0), 1, atol=1e-5)
+    assert (result.mask == result.probabilities.argmax(0)).mean() > 0.999
+    assert len(np.unique(result.mask)) > 1
+    # What no class alone wants is background, and a class that wins would have won alone.
+    for number, name in ((1, "a"), (3, "c")):
+        assert alone[name].mask[result.mask == number].all()
+        assert not alone[name].mask[result.mask == 0].any()
+    predictor.remove_class("b")
+    assert predictor.classes == ("a", "c")
+    odds = [np.log(alone[n].probabilities[1] / alone[n].probabilities[0]) for n in ("a", "c")]
+    expected = torch.from_numpy(np.stack([0 * odds[0], *odds])).softmax(0).numpy()
+    assert np.allclose(predictor.predict(query).probabilities, expected, atol=1e-5)
+    with pytest.raises(FewShotError, match="a, c"):
+        predictor.remove_class("b")
+
+
+def test_hsnet(tmp_path):
+    """Another method on the same rails: no prior, no base learner, other maps."""
+    cfg = load_config(CONFIG.with_name("demo_split0_resnet18_hsnet.yaml"))
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    predictor = FewShotPredictor(model, cfg, "cpu")
+    supports = [disc((70, 90), 0)]
+    query, _ = disc((64, 80), 9)
+    predictor.add_support(*supports[0])
+    result = predictor.predict(query)
+    logits = directly(model, cfg, supports, query)
+    assert np.allclose(result.probabilities, logits.softmax(0).numpy(), atol=1e-5)
+    assert result.priors == {} and len(result.correlations["object"]) == 3
+    predictor.add_support(*disc((80, 60), 1))
+    assert predictor.predict(query).mask.shape == (64, 80)
+
+
+def test_supports_are_encoded_once(predictor, model, monkeypatch):
+    calls = []
+    for name in ("encode_support", "encode_query"):
+        method = getattr(model, name)
+        monkeypatch.setattr(
+            model, name, lambda *a, name=name, method=method: calls.append(name) or method(*a)
+        )
+    for seed in range(2):
+        predictor.add_support(*disc((50, 50), seed), "a")
+    predictor.add_support(*disc((50, 50), 2), "b")
+    for seed in range(3):
+        predictor.predict(disc((50, 50), seed)[0])
+    assert calls == ["encode_support"] * 3 + ["encode_query"] * 3
+
+
+def test_padded_input_shows_maps_of_the_picture_only(model):
+    cfg = small_config(resized_val=False)
+    predictor = FewShotPredictor(model, cfg, "cpu")
+    predictor.add_support(*disc((40, 80), 0))
+    result = predictor.predict(disc((40, 80), 1)[0])
+    assert result.mask.shape == (40, 80)
+    height, width = val_transform(cfg).content(40, 80)
+    assert (height, width) == (40, 80)
+    assert result.correlations["object"][0].shape == (6, 11)
+    assert result.priors["object"].shape == (2, 6, 11)
+
+
+def test_bounding_boxes_instead_of_masks(model):
+    """ann_type bbox: a mask counts as its box, so that both kinds of support give one result."""
+    predictor = FewShotPredictor(model, small_config(ann_type="bbox"), "cpu")
+    image, mask = disc((81, 81), 0)
+    rows, columns = np.nonzero(mask)
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    other = predictor.without_supports()
+    predictor.add_support(image, mask)
+    other.add_support(image, box=box)
+    query, _ = disc((60, 60), 2)
+    a, b = predictor.predict(query), other.predict(query)
+    assert (a.probabilities == b.probabilities).all()
+
+
+def test_meta_leaves_the_base_learner_out(model, cfg):
+    query, _ = disc((60, 60), 2)
+    results = []
+    for output in ("final", "meta"):
+        predictor = FewShotPredictor(model, cfg, "cpu", output)
+        predictor.add_support(*disc((60, 60), 0))
+        results.append(predictor.predict(query).probabilities)
+    assert not np.allclose(*results, atol=1e-3)
+    with pytest.raises(FewShotError, match="'final' or 'meta'"):
+        FewShotPredictor(model, cfg, "cpu", "base")
+
+
+# --------------------------------------------------------------------------------------- files
+
+
+def test_paths_equal_arrays_and_exif_is_honoured(predictor, tmp_path):
+    image, mask = disc((60, 80), 0)
+    path = write(tmp_path / "a.png", image)
+    by_array = predictor.without_supports()
+    by_array.add_support(image, mask)
+    query, _ = disc((50, 90), 1)
+    expected = by_array.predict(query)
+    for number, values in enumerate((mask, mask * 255, mask * 7, np.dstack([mask * 255] * 3))):
+        file = write(tmp_path / f"m{number}.png", values)
+        one = predictor.without_supports()
+        one.add_support(path, file, label=7 if number == 2 else None)
+        assert (one.predict(query).probabilities == expected.probabilities).all()
+
+    sideways = write(tmp_path / "phone.jpg", query)
+    with_orientation(sideways, 6)
+    assert by_array.predict(sideways).mask.shape == (90, 50)
+    stored = write(tmp_path / "stored.jpg", image)
+    with_orientation(stored, 6)
+    upright = write(tmp_path / "upright.png", np.rot90(mask, -1))
+    predictor.add_support(stored, upright, "shown")
+    predictor.add_support(stored, write(tmp_path / "raw.png", mask), "as stored")
+    assert predictor.shots == {"shown": 1, "as stored": 1}
+
+
+def test_mistakes_are_one_sentence(predictor, tmp_path):
+    image, mask = disc((60, 80), 0)
+    path = write(tmp_path / "a.png", image)
+    with pytest.raises(FewShotError, match="exactly one of"):
+        predictor.add_support(image)
+    with pytest.raises(FewShotError, match="exactly one of"):
+        predictor.add_support(image, mask, box=(0, 0, 5, 5))
+    with pytest.raises(FewShotError, match="79x60 pixels"):
+        predictor.add_support(image, mask[:, 1:])
+    with pytest.raises(FewShotError, match="no object"):
+        predictor.add_support(image, np.zeros_like(mask))
+    with pytest.raises(FewShotError, match="colour picture"):
+        predictor.add_support(path, path)
+    with pytest.raises(FewShotError, match="nowhere.png"):
+        predictor.add_support(tmp_path / "nowhere.png", mask)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8 not really")
+    with pytest.raises(FewShotError, match="broken.jpg"):
+        predictor.add_support(broken, mask)
+    with pytest.raises(FewShotError, match="broken.jpg"):
+        predictor.add_support(image, broken)
+    speck = np.zeros((2000, 2000), np.uint8)
+    speck[11, 13] = 1
+    with pytest.raises(FewShotError, match="vanishes"):
+        predictor.add_support(np.zeros((2000, 2000, 3), np.uint8), speck)
+    with pytest.raises(FewShotError, match="float32"):
+        predictor.add_support(image.astype(np.float32), mask)
+    assert predictor.classes == ()
+    with pytest.raises(FewShotError, match="no support"):
+        predictor.predict(image)
+
+
+def test_weights_bring_their_configuration(tmp_path, model, cfg):
+    path = tmp_path / "best.pth"
+    torch.save({"model": model.state_dict(), "config": cfg.to_dict()}, path)
+    found, weight = model_of(None, path, ["TRAIN.val_size", "97"])
+    assert (found.arch, found.val_size, weight) == (cfg.arch, 97, path)
+    loaded = FewShotPredictor.from_config(*model_of(None, path), "cpu").model.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+    with pytest.raises(FewShotError, match="give --config"):
+        model_of(None, None)
+    with pytest.raises(FewShotError, match="no value"):
+        model_of(None, path, ["shot"])
+    torch.save({"model": model.state_dict()}, path)
+    with pytest.raises(FewShotError, match="holds no configuration"):
+        model_of(None, path)
+    part = {key: value for key, value in model.state_dict().items() if "decoder" not in key}
+    torch.save({"model": part, "config": cfg.to_dict()}, path)
+    with pytest.raises(FewShotError, match="decoder"):
+        FewShotPredictor.from_config(*model_of(None, path), "cpu")
+
+
+# ------------------------------------------------------------------------- the same as test.py
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory, model):
+    """A data set of three classes, and what the evaluation says of each of its episodes."""
+    root = tmp_path_factory.mktemp("data")
+    lines = []
+    for number in range(9):
+        image, mask = disc((60 + 4 * number, 90), number)
+        write(root / f"{number}.png", image)
+        labels = mask * np.uint8(1 + number % 3)
+        labels[0] = 255
+        labels[2:6, 2:6] = 1 + (number + 1) % 3
+        write(root / f"{number}_mask.png", labels)
+        lines.append(f"{number}.png {number}_mask.png\n")
+    (root / "list.txt").write_text("".join(lines))
+    return root
+
+
+@pytest.mark.parametrize("changes", [{}, {"shot": 2}, {"resized_val": False}, {"ann_type": "bbox"}])
+def test_same_episodes_same_iou_as_the_evaluation(episodes, model, changes, tmp_path):
+    cfg = small_config(
+        data_set="discs",
+        trained_on="demo",
+        data_root=str(episodes),
+        train_list=str(episodes / "list.txt"),
+        val_list=str(episodes / "list.txt"),
+        class_names=["red", "green", "blue"],
+        folds=[[1, 2, 3]],
+        min_pixels=50,
+        **changes,
+    )
+    index = build_index(cfg, "test")
+    evaluator = Evaluator(cfg, index, "cpu")
+    result = evaluator.run(model, seeds=[5], episodes=6, details=True, progress=False)
+    assert len(result.scored) == 6
+    predictor = FewShotPredictor(model, cfg, "cpu")
+    found = []
+    for score, episode in result.scored:
+        predictor.reset()
+        for position in episode.supports:
+            image, mask = index.pairs[position]
+            predictor.add_support(image, mask, "it", label=episode.class_id)
+        image, mask = index.pairs[episode.query]
+        truth = object_mask(read_mask(mask), episode.class_id)
+        found.append(iou(predictor.predict(image).mask, truth))
+        assert found[-1] == score
+    assert len(set(found)) > 3
+    if not changes:
+        model.train()
+        paths = episode_figures(model, cfg, index, result.scored, tmp_path, 1)
+        assert model.training
+        model.eval()
+        assert [path.name.split("_")[0] for path in paths] == ["best", "median", "worst"]
+        assert all(path.is_file() for path in paths)

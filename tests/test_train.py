@@ -1,0 +1,362 @@
+"""Both training stages on a few tiny pictures: what a run writes, repeats and goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import train
+import train_base
+from model import build_model
+from tests.training_case import make_data
+from util import objective
+from util.config import load_config
+from util.errors import FewShotError, Interrupted, NonFiniteLoss
+from util.lists import build_index
+from util.loader import StepPlan
+from util.progress import Progress
+from util.rng import epoch_order, mix, per_sample_dropout
+from util.signals import StopRequest
+from util.store import read_state
+
+CPU = torch.device("cpu")
+SCRIPTS = {"stage1": train_base, "stage2": train}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory) -> Path:
+    """Data, configurations and a trained base learner."""
+    folder = tmp_path_factory.mktemp("case") / "tiny"
+    make_data(folder, ignored=True)
+    train_base.train(configure(folder, "stage1"), None, CPU, StopRequest())
+    return folder
+
+
+def configure(folder: Path, stage: str, **changes):
+    options = {"max_iterations": 5, **changes}
+    return load_config(folder / f"{stage}.yaml", [x for pair in options.items() for x in pair])
+
+
+def run(folder: Path, stage: str, name: str, resume: str | None = None, stop=None, **changes):
+    """Train in this process; the final state."""
+    cfg = configure(folder, stage, name=name, **changes)
+    SCRIPTS[stage].train(cfg, resume, CPU, stop or StopRequest())
+    return read_state(cfg.exp_dir() / "last.pth")
+
+
+class StopAt:
+    """A signal that comes during the given step of this process."""
+
+    name = "SIGTERM"
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    @property
+    def asked(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def identical(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return a == b
+
+
+def same_run(a: dict, b: dict) -> bool:
+    """Weights, optimiser and position equal to the last bit."""
+    keys = ("model", "optimizer", "epoch", "iteration", "best", "best_epoch", "stale", "step")
+    return all(identical(a[key], b[key]) for key in keys)
+
+
+def events(folder: Path) -> dict[str, list[int]]:
+    """Tag -> steps of all TensorBoard files of a run."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[str, list[int]] = {}
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data, place = path.read_bytes(), 0
+        while place < len(data):
+            (size,) = struct.unpack_from("<Q", data, place)
+            event = Event.FromString(data[place + 12 : place + 12 + size])
+            place += size + 16
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(event.step)
+    return found
+
+
+# ------------------------------------------------------------------------ what a run leaves
+
+
+def test_a_run_leaves_checkpoints_log_versions_and_events(case):
+    cfg = configure(case, "stage2", name="whole", max_iterations=16, save_freq=1)
+    train.train(cfg, None, CPU, StopRequest())
+    names = {p.name for p in cfg.exp_dir().iterdir()}
+    assert {"last.pth", "best.pth", "epoch_1.pth", "epoch_2.pth", "train.log"} <= names
+    record = json.loads((cfg.exp_dir() / "run.json").read_text())
+    assert record["config"]["TRAIN"]["max_iterations"] == 16
+    assert record["versions"]["torch"] == torch.__version__ and record["versions"]["code"]
+    assert "effective batch 2 = 2 x 1 accumulated x 1 processes" in (
+        cfg.exp_dir() / "train.log"
+    ).read_text(encoding="utf-8")
+    tags = events(cfg.exp_dir())
+    for name in ("main", "meta", "distill", "base"):
+        assert tags[f"train/{name}"] == list(range(2, 17, 2))
+    # the middle of the second epoch counts as well (SubEpoch_val)
+    for name in ("miou", "fb_iou", "miou_meta", "fb_iou_meta", "miou_base"):
+        assert tags[f"val/{name}"] == [8, 12, 16]
+    assert {"lr/transformer", "lr/reduction"} <= tags.keys()
+    assert sum(tag.startswith("validation/") for tag in tags) == train.PICTURES
+
+
+def test_stage_one_scores_base_classes_and_stage_two_starts_from_its_best(case):
+    folder = configure(case, "stage1").exp_dir()
+    assert events(folder)["val/miou_base"] == [4, 5]
+    base = read_state(folder / "best.pth")["model"]
+    model = run(case, "stage2", "start", max_iterations=1)["model"]
+    frozen = [name for name in base if name in model]
+    assert len(frozen) == len(base)
+    assert all(torch.equal(base[name], model[name]) for name in frozen)
+
+
+def test_everything_learnable_learns_and_the_frozen_part_stays(case):
+    before = run(case, "stage2", "before", max_iterations=1, power=0)["model"]
+    after = run(case, "stage2", "after", max_iterations=3, power=0)["model"]
+    model = train.build_model(configure(case, "stage2"))
+    learned = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {n for n in before if not torch.equal(before[n], after[n])} == learned
+
+
+def test_every_learnable_parameter_gets_a_gradient(case):
+    """DDP waits for each of them: it runs without the search for unused parameters."""
+    for options in ({}, {"shot": 2}, {"ensemble": False}, {"distill": False}):
+        cfg = configure(case, "stage2", **options)
+        model = train.build_model(cfg).train()
+        dataset = train.EpisodeDataset(cfg, train.build_index(cfg, "train"))
+        batch = train.load_steps(dataset, StepPlan(4, 2, 1, 1, 0, 1), cfg, 0, 0, 1)
+        (batch,) = next(batch)
+        train.EpisodeStep(model)(batch)["total"].backward()
+        assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+# ------------------------------------------------------------------------ repeat and resume
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_same_seed_same_weights_whatever_the_workers_and_validation(case, stage):
+    first = run(case, stage, "again")
+    assert same_run(first, run(case, stage, "again", workers=2))
+    unwatched = run(case, stage, "again", evaluate=False)
+    assert identical(first["model"], unwatched["model"])
+    other = run(case, stage, "again", manual_seed=5)
+    assert not identical(first["model"], other["model"])
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_interrupted_and_resumed_equals_undisturbed(case, stage):
+    # epochs of two steps: 1 is inside the first epoch, 4 = 1 + 3 ends the second, 5 ends the run
+    options = {"batch_size": 4, "save_every": 0, "evaluate": stage == "stage1"}
+    if stage == "stage2":
+        options |= {"batch_size": 2, "max_iterations": 12, "evaluate": True, "episodes": 2}
+    whole = run(case, stage, "undisturbed", **options)
+    steps = [1, 3, 1] if stage == "stage1" else [1, 7, 4]  # 1; 4 or 8: an epoch's end; the end
+    resume = None
+    for number, step in enumerate(steps):
+        at = sum(steps[: number + 1])
+        with pytest.raises(Interrupted, match=f"SIGTERM at iteration {at};.*--resume auto"):
+            run(case, stage, "resumed", resume=resume, stop=StopAt(step), **options)
+        resume = "auto"
+    assert same_run(whole, run(case, stage, "resumed", resume="auto", **options))
+    # a finished run has nothing to add
+    assert same_run(whole, run(case, stage, "resumed", resume="auto", **options))
+
+
+def test_accumulated_steps_equal_the_joint_batch(case):
+    """Half of the masks ignore a third of their pixels: a mean of means would differ.
+
+    With SGD: AdamW turns the rounding noise of gradients that are zero into whole steps.
+    """
+    options = {"optimizer": "sgd", "max_iterations": 3, "evaluate": False}
+    joint = run(case, "stage2", "joint", batch_size=4, **options)["model"]
+    parts = run(case, "stage2", "parts", batch_size=1, accumulate=4, **options)["model"]
+    for name, tensor in joint.items():
+        if tensor.is_floating_point():
+            assert (tensor - parts[name]).norm() <= 1e-5 * tensor.norm().clamp(min=1e-3), name
+
+
+def test_a_resumed_run_must_be_the_same_run(case):
+    run(case, "stage2", "other", max_iterations=2)
+    for changes, words in (
+        ({"batch_size": 4}, "trained with 2 items a step, this run has 4"),
+        ({"manual_seed": 9}, "trained with manual_seed 321, this run has 9"),
+        ({"stages": 3}, "trained with stages 2, this run has 3"),
+    ):
+        with pytest.raises(FewShotError, match=words):
+            run(case, "stage2", "other", resume="auto", **changes)
+
+
+def test_resume_auto_in_an_empty_folder_starts_and_a_fresh_start_keeps_old_results(case):
+    first = run(case, "stage2", "fresh", resume="auto", max_iterations=1)
+    folder = configure(case, "stage2", name="fresh").exp_dir()
+    run(case, "stage2", "fresh", max_iterations=2)
+    assert same_run(first, read_state(folder / "previous" / "last.pth"))
+
+
+def test_early_stop_counts_epochs_without_improvement(case):
+    options = {"max_iterations": 99, "epochs": 9, "batch_size": 16, "base_lr": 1e-12}
+    state = run(case, "stage2", "early", stop_interval=2, **options)
+    assert (state["epoch"], state["best_epoch"], state["stale"]) == (3, 0, 2)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(case, monkeypatch):
+    run(case, "stage2", "nan", max_iterations=2, evaluate=False)
+    folder = configure(case, "stage2", name="nan").exp_dir()
+    before = (folder / "last.pth").read_bytes()
+    losses = train.EpisodeStep.forward
+
+    def poisoned(self, batch):
+        terms = losses(self, batch)
+        return {**terms, "main": terms["main"] * math.nan}
+
+    monkeypatch.setattr(train.EpisodeStep, "forward", poisoned)
+    words = r"iteration 3 is not finite \(main nan.*files: .*\.jpg.*checkpoint: .*last\.pth"
+    with pytest.raises(NonFiniteLoss, match=words) as caught:
+        run(case, "stage2", "nan", resume="auto", max_iterations=4, evaluate=False)
+    assert caught.value.status == 3
+    assert (folder / "last.pth").read_bytes() == before
+
+
+def test_half_precision_trains(case):
+    state = run(case, "stage2", "bf16", amp="bf16", max_iterations=2)
+    assert all(t.isfinite().all() for t in state["model"].values() if t.is_floating_point())
+
+
+def test_each_stage_names_the_script_for_the_other(case):
+    with pytest.raises(FewShotError, match="arch PSPNet is trained with train_base.py"):
+        train.train(configure(case, "stage1"), None, CPU, StopRequest())
+    with pytest.raises(FewShotError, match="arch HDMNet is not a base learner"):
+        train_base.train(configure(case, "stage2"), None, CPU, StopRequest())
+
+
+# ------------------------------------------------------------------------ the parts
+
+
+@pytest.mark.parametrize("split", [(1, 1, 4), (2, 1, 2), (1, 2, 2), (4, 1, 1), (1, 4, 1)])
+def test_any_split_of_a_step_uses_the_same_items_in_the_same_places(split):
+    batch, accumulate, processes = split
+    order = epoch_order(11, 8, 3, 5).reshape(2, 4)
+    seen = np.full((2, 4), -1)
+    for rank in range(processes):
+        plan = StepPlan(11, batch, accumulate, processes, rank, 3)
+        assert (plan.steps, plan.effective_batch) == (2, 4)
+        batches = plan.micro_batches(5, 0, 2)
+        for i, items in enumerate(batches):
+            step, micro = divmod(i, accumulate)
+            seen[step, list(plan.places(micro))] = items
+        assert all(map(np.array_equal, plan.micro_batches(5, 1, 2), batches[accumulate:]))
+    assert np.array_equal(seen, order)
+
+
+def test_an_epoch_is_a_permutation_and_a_short_one_repeats():
+    assert sorted(epoch_order(10, 10, 1, 0)) == list(range(10))
+    assert not np.array_equal(epoch_order(10, 10, 1, 0), epoch_order(10, 10, 1, 1))
+    assert np.bincount(epoch_order(3, 8, 1, 0)).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+    assert StepPlan(3, 8, 1, 1, 0, 1).steps == 1
+
+
+def test_dropout_depends_on_the_place_in_the_step_alone():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Dropout2d(0.5), nn.Sequential(nn.Dropout(0.2)))
+    stream = per_sample_dropout(model)
+    x = torch.ones(4, 6, 5, 5)
+
+    def draw(places):
+        stream.start(CPU, 1, 7, places)
+        return model(x[: len(places)])
+
+    whole = draw(range(4))
+    assert torch.equal(torch.cat([draw(range(2)), draw(range(2, 4))]), whole)
+    assert not torch.equal(whole[0], whole[1])
+    assert torch.equal(model.eval()(x), x)
+
+
+def test_dropout_keeps_mean_and_share():
+    model = nn.Sequential(nn.Dropout(0.3))
+    per_sample_dropout(model).start(CPU, 1, 1, range(2))
+    y = model(torch.ones(2, 100, 100))
+    assert abs((y == 0).float().mean() - 0.3) < 0.02 and abs(y.mean() - 1) < 0.02
+
+
+def test_objective_of_parts_is_the_gradient_of_the_whole():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 2, 6, 6, requires_grad=True)
+    target = torch.randint(0, 2, (4, 6, 6))
+    target[0], target[1, :3] = 255, 255  # one part without any valid pixel
+
+    def losses(part):
+        main = nn.functional.cross_entropy(
+            logits[part], target[part], ignore_index=255, reduction="sum"
+        ) / (target[part] != 255).sum().clamp(min=1)
+        distill = logits[part].square().mean((1, 2, 3)).mean()
+        return {"main": main, "distill": distill, "total": main + 0.5 * distill}
+
+    (whole,) = torch.autograd.grad(losses(slice(0, 4))["total"], logits)
+    shares = objective.pixel_shares([target[i : i + 1] for i in range(4)])
+    assert sum(shares) == pytest.approx(1) and shares[0] == 0
+    total = sum(objective.joint_objective(losses(slice(i, i + 1)), shares[i], 4) for i in range(4))
+    (parts,) = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(parts, whole)
+
+
+def test_improvement_and_staleness():
+    at = Progress()
+    assert at.improve(0.0) and not at.improve(0.0) and not at.improve(math.nan)
+    at.epoch = 4
+    assert at.stale() == 3 and at.improve(0.5) and at.best_epoch == 4
+
+
+def test_seeds_are_spread():
+    assert len({mix(seed, it, place) for seed in range(8) for it in range(8) for place in range(8)}) == 512  # fmt: skip  # noqa: E501
+
+
+def test_pictures_show_the_classes_validated_on(tmp_path) -> None:
+    """FSS-1000 validates on other classes than those that its figures are about."""
+    generator = np.random.default_rng(0)
+    for name in "abcde":
+        (tmp_path / name).mkdir()
+        for number in "123":
+            image = generator.integers(0, 255, (41, 41, 3), dtype=np.uint8)
+            mask = np.zeros((41, 41), np.uint8)
+            mask[5:30, 8:35] = 255
+            cv2.imwrite(str(tmp_path / name / f"{number}.jpg"), image)
+            cv2.imwrite(str(tmp_path / name / f"{number}.png"), mask)
+    config = tmp_path / "fss.yaml"
+    config.write_text(
+        f"{{data_set: fss, data_root: '{tmp_path}', min_pixels: 1, val_size: 41, stages: 2, "
+        "backbone: resnet18, width: 8}"
+    )
+    cfg = load_config(config)
+    index = build_index(cfg, "val")
+    shown = []
+
+    class Log:
+        def picture(self, name: str, rgb: np.ndarray, step: int) -> None:
+            assert rgb.ndim == 3 and step == 7
+            shown.append(name)
+
+    train.show_episodes(Log(), build_model(cfg).eval(), cfg, index, 7)
+    (validated,) = cfg.fold.validation
+    assert validated not in cfg.fold.novel
+    assert shown == [f"validation/{i} {cfg.fold.names[validated]}" for i in (1, 2, 3)]
