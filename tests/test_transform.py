@@ -32,6 +32,7 @@ def make(**changes):
         rotate_max=10,
         padding_label=255,
         augment=True,
+        blur=True,
         resized_val=True,
     )
     return SimpleNamespace(**{**keys, **changes})
