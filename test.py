@@ -63,7 +63,13 @@ def main() -> None:
     weight = weight_file(cfg)
     name = "result_swapped.json" if args.swap_supports else "result.json"
     output = args.output or cfg.exp_dir() / name
-    device = distributed.init_from_env()
+    with distributed.process_group() as device:
+        evaluate(args, cfg, weight, output, device)
+
+
+def evaluate(
+    args: argparse.Namespace, cfg: Config, weight: Path, output: Path, device: torch.device
+) -> None:
     torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = cfg.tf32
 
@@ -97,7 +103,6 @@ def main() -> None:
         if args.figures:
             for path in draw(model, cfg, index, result, output.parent / "figures", args.figures):
                 print(f"figure: {path}")
-    distributed.cleanup()
 
 
 def compile_learned(model: FewShotModel, mode: str) -> None:

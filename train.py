@@ -66,10 +66,9 @@ def main() -> None:
     parser.add_argument("--resume", metavar="auto|FILE", help="go on from a checkpoint")
     args = parser.parse_args()
     cfg = load_config(args.config, args.opts)
-    device = distributed.init_from_env()
-    with distributed.guard(), dead_workers(), StopRequest() as stop:
-        train(cfg, args.resume, device, stop)
-    distributed.cleanup()
+    with distributed.process_group() as device, distributed.guard(), dead_workers():
+        with StopRequest() as stop:
+            train(cfg, args.resume, device, stop)
 
 
 def train(cfg: Config, resume: str | None, device: torch.device, stop: StopRequest) -> None:

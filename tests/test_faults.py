@@ -201,7 +201,9 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch():
     from util.loader import whole
     from util.reader import PictureReader
 
-    with pytest.raises(FewShotError, match="process died .*Connection reset by peer.*--resume auto"):
+    with pytest.raises(
+        FewShotError, match="process died .*Connection reset by peer.*--resume auto"
+    ):
         list(whole(Cut()))
     reader = PictureReader(None, lambda position: False, workers=1, room=0)
     reader.loaded, reader.in_flight = iter(Cut()), [7, 8]

@@ -140,7 +140,24 @@ def guard() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """:func:`init_from_env`, and leave the group in good order whatever happens inside.
+
+    Gloo's threads would abort an interpreter that exits while they run. NCCL's group is not taken
+    down after a failure: that waits for processes that may be gone.
+    """
+    device = init_from_env()
+    try:
+        yield device
+    except BaseException:
+        if dist.is_initialized() and dist.get_backend() == "gloo":
+            cleanup()
+        raise
+    cleanup()
+
+
 def cleanup() -> None:
-    """Leave the process group in good order (after success; a failed run just ends)."""
+    """Leave the process group, when there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
