@@ -16,7 +16,8 @@ from PIL import Image
 import predict
 from tests.own_pictures import ROOT, disc, small_config, untrained, write
 from util.errors import FewShotError, Interrupted
-from util.predictor import FewShotPredictor
+from util.predictor import FewShotPredictor, Prediction
+from util.results import summarise, write_results
 from util.transform import read_image
 
 COCO = ROOT.parent / "shared" / "data" / "coco128"
@@ -219,6 +220,28 @@ def test_bad_pictures_are_left_out_and_named(weight, place):
     assert "Traceback" not in done.stderr
     summary = json.loads((place / "out" / "summary.json").read_text())
     assert len(summary["pictures"]) == 3 and len(summary["failed"]) == 1
+
+
+def test_summary_and_levels_are_those_of_the_plain_formulas(tmp_path):
+    rng = np.random.default_rng(0)
+    odds = rng.normal(size=(3, 37, 51)).astype(np.float32)
+    probabilities = np.exp(odds) / np.exp(odds).sum(0)
+    mask = np.zeros((37, 51), np.uint8)
+    mask[5:30, 7:40] = rng.integers(0, 2, (25, 33))
+    result = Prediction(mask, probabilities, ("mug", "lamp"), {}, {"mug": [], "lamp": []})
+    found = summarise(Path("q.jpg"), result)["classes"]
+    rows, columns = np.nonzero(mask == 1)
+    assert found["lamp"] == {"pixels": 0, "fraction": 0.0}
+    assert found["mug"] == {
+        "pixels": rows.size,
+        "fraction": rows.size / mask.size,
+        "box": [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1],
+        "probability": float(probabilities[1][rows, columns].mean()),
+    }
+    write_results(tmp_path, "q", disc((37, 51), 0)[0], result)
+    for number, name in enumerate(result.classes, start=1):
+        levels = np.asarray(Image.open(tmp_path / f"probabilities/q/{number}_{name}.png"))
+        np.testing.assert_array_equal(levels, np.rint(probabilities[number] * 255))
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="needs ../shared/data/coco128")

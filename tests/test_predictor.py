@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from model import build_model
-from tests.own_pictures import CONFIG, disc, small_config, untrained, with_orientation, write
+from tests.own_pictures import CONFIG, ROOT, disc, small_config, untrained, with_orientation, write
+from tests.training_case import environment
 from util.config import load_config
 from util.errors import FewShotError
 from util.evaluate import Evaluator
@@ -255,6 +260,43 @@ def test_paths_equal_arrays_and_exif_is_honoured(predictor, tmp_path):
     predictor.add_support(stored, upright, "shown")
     predictor.add_support(stored, write(tmp_path / "raw.png", mask), "as stored")
     assert predictor.shots == {"shown": 1, "as stored": 1}
+
+
+PHONE = """
+import resource, sys, time
+from pathlib import Path
+from model import build_model
+from util.config import load_config
+from util.predictor import FewShotPredictor
+from util.results import summarise, write_results
+from util.transform import read_image
+
+folder = Path(sys.argv[1])
+cfg = load_config("config/pascal/pascal_split0_resnet50.yaml")
+predictor = FewShotPredictor(build_model(cfg), cfg, "cpu")
+predictor.add_support(folder / "phone.jpg", box=(800, 1000, 2200, 3000))
+begin = time.process_time()
+result = predictor.predict(folder / "phone.jpg")
+seconds = time.process_time() - begin
+assert result.mask.shape == (4000, 3000), result.mask.shape
+summarise(folder / "phone.jpg", result)
+write_results(folder / "out", "phone", read_image(folder / "phone.jpg"), result)
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_a_picture_from_a_phone(tmp_path):
+    """12 megapixels lying on their side, ResNet-50 at the default size: time and memory."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    write(tmp_path / "phone.jpg", cv2.resize(noise, (4000, 3000)))
+    with_orientation(tmp_path / "phone.jpg", 6)
+    words = [sys.executable, "-c", PHONE, str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seconds, gigabytes = map(float, done.stdout.split())
+    # Processor time of one thread: the clock would measure what else the machine does.
+    assert seconds < 10 and gigabytes < 3
 
 
 def test_mistakes_are_one_sentence(predictor, tmp_path):

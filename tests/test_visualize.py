@@ -32,6 +32,17 @@ def test_overlay_tints_object_and_ignored_only(image):
     assert (image == before).all()
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_tint_is_the_rounded_blend(image, alpha):
+    mask = np.random.default_rng(1).choice([0, 1, 255], (40, 60)).astype(np.uint8)
+    drawn = visualize.overlay(image, mask, (13, 200, 90), alpha, outline=False)
+    expected = image.astype(np.float64)
+    for value, colour in ((1, (13, 200, 90)), (255, visualize.IGNORE_GREY)):
+        there = expected[mask == value]
+        expected[mask == value] = np.rint(there * (1 - alpha) + np.array(colour) * alpha)
+    np.testing.assert_array_equal(drawn, expected)
+
+
 def test_outline_keeps_to_the_border(image):
     mask = np.zeros((40, 60), np.uint8)
     mask[5:35, 10:50] = 1
@@ -42,6 +53,8 @@ def test_outline_keeps_to_the_border(image):
 def test_wrong_sizes_are_refused(image):
     with pytest.raises(ValueError, match="differ in size"):
         visualize.overlay(image, np.zeros((40, 61)))
+    with pytest.raises(ValueError, match="differ in size"):
+        visualize.label_overlay(image, np.ones((40, 61), np.uint8))
     with pytest.raises(ValueError, match="RGB"):
         visualize.picture(image[..., 0])
     with pytest.raises(ValueError, match="normalised float"):

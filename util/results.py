@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -18,12 +19,14 @@ def summarise(path: Path, result: Prediction) -> dict[str, Any]:
     """What the JSON says of one picture: per class its area, its box and how sure the model is."""
     classes = {}
     for number, name in enumerate(result.classes, start=1):
-        rows, columns = np.nonzero(result.mask == number)
-        entry: dict[str, Any] = {"pixels": int(rows.size), "fraction": rows.size / result.mask.size}
-        if rows.size:
-            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        found = result.mask == number
+        pixels = int(np.count_nonzero(found))
+        entry: dict[str, Any] = {"pixels": pixels, "fraction": pixels / found.size}
+        if pixels:
+            rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+            box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
             entry["box"] = [int(value) for value in box]
-            entry["probability"] = float(result.probabilities[number][rows, columns].mean())
+            entry["probability"] = float(result.probabilities[number][found].mean())
         classes[name] = entry
     height, width = result.mask.shape
     return {"file": str(path), "height": height, "width": width, "classes": classes}
@@ -32,16 +35,17 @@ def summarise(path: Path, result: Prediction) -> dict[str, Any]:
 def write_results(output: Path, name: str, image: np.ndarray, result: Prediction) -> list[Path]:
     """Write every picture of one query below ``output``; returns their paths."""
     overlay = visualize.label_overlay(image, result.mask)
+    small = _small(image)
     files = [
         visualize.write_labels(output / "labels" / f"{name}.png", result.mask),
         visualize.write_jpeg(output / "overlays" / f"{name}.jpg", overlay),
     ]
     for number, class_name in enumerate(result.classes, start=1):
-        levels = np.rint(result.probabilities[number] * 255).astype(np.uint8)
+        levels = cv2.convertScaleAbs(result.probabilities[number], alpha=255)  # rounds
         file = f"{name}/{number}_{_safe(class_name)}"
         files.append(visualize.write_png(output / "probabilities" / f"{file}.png", levels))
         for stage, values in enumerate(result.correlations[class_name], start=1):
-            heat = visualize.heat_overlay(_small(image), values)
+            heat = visualize.heat_overlay(small, values)
             target = output / "correlations" / f"{file}_stage{stage}.jpg"
             files.append(visualize.write_jpeg(target, heat))
     return files

@@ -107,33 +107,50 @@ def overlay(
     """
     canvas = picture(image).copy()
     mask = _numpy(mask)
-    if mask.shape != canvas.shape[:2]:
-        raise ValueError(f"mask {mask.shape} and image {canvas.shape[:2]} differ in size")
-    for where, tint in ((mask == 255, IGNORE_GREY), (mask == 1, colour)):
-        blend = canvas[where] * (1 - alpha) + np.asarray(tint, np.float64) * alpha
-        canvas[where] = np.rint(blend).astype(np.uint8)
-    return draw_outline(canvas, mask, colour) if outline else canvas
+    _tint(canvas, mask == 255, IGNORE_GREY, alpha)
+    _tint(canvas, mask == 1, colour, alpha)
+    if outline:
+        _outline(canvas, mask == 1, colour)
+    return canvas
 
 
 def draw_outline(image: Array, mask: Array, colour: Colour) -> np.ndarray:
     """``image`` with the border of ``mask == 1`` as a coloured line with a thin white rim."""
     canvas = picture(image).copy()
-    binary = np.ascontiguousarray(_numpy(mask) == 1).astype(np.uint8)
-    contours, _ = cv2.findContours(binary, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    width = max(1, round(max(binary.shape) / 160))
-    for line, thickness in (((255, 255, 255), width + 2), (colour, width)):
-        cv2.drawContours(canvas, contours, -1, line, thickness)
+    _outline(canvas, _numpy(mask) == 1, colour)
     return canvas
 
 
 def label_overlay(image: Array, labels: Array, alpha: float = 0.5) -> np.ndarray:
     """``image`` with every class of a label map ``[H, W]`` (0 background, 1.. classes) tinted."""
     labels = _numpy(labels)
-    canvas = picture(image)
+    canvas = picture(image).copy()
     for number in np.unique(labels):
         if 0 < number < 255:
-            canvas = overlay(canvas, labels == number, class_colour(int(number)), alpha)
+            _tint(canvas, labels == number, class_colour(int(number)), alpha)
+            _outline(canvas, labels == number, class_colour(int(number)))
     return canvas
+
+
+def _tint(canvas: np.ndarray, where: np.ndarray, colour: Colour, alpha: float) -> None:
+    """Blend ``colour`` into ``canvas`` where the bool ``[H, W]`` says so, in place."""
+    if where.shape != canvas.shape[:2]:
+        raise ValueError(f"mask {where.shape} and image {canvas.shape[:2]} differ in size")
+    if where.any():
+        # A byte has 256 values: one table a channel, no float picture.
+        blend = np.arange(256)[:, None] * (1 - alpha) + np.asarray(colour) * alpha
+        tinted = cv2.LUT(canvas, np.rint(blend).astype(np.uint8)[None])
+        cv2.copyTo(tinted, where.astype(np.uint8), canvas)
+
+
+def _outline(canvas: np.ndarray, where: np.ndarray, colour: Colour) -> None:
+    """Draw the border of the bool ``[H, W]`` into ``canvas``, in place."""
+    contours, _ = cv2.findContours(
+        where.astype(np.uint8, order="C"), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+    )
+    width = max(1, round(max(where.shape) / 160))
+    for line, thickness in (((255, 255, 255), width + 2), (colour, width)):
+        cv2.drawContours(canvas, contours, -1, line, thickness)
 
 
 def heatmap(map: Array, size: tuple[int, int]) -> np.ndarray:
