@@ -378,8 +378,13 @@ def test_the_result_has_exactly_the_published_fields(config) -> None:
     assert content.pop("classes_from") == "DATA.folds", "no published split: it is named"
     assert list(content) == [
         "dataset", "arch", "backbone", "split", "shot", "weight", "episodes", "runs", "mean",
-        "std", "ci95", "timing",
+        "std", "ci95", "timing", "parameters", "folds", "settings",
     ]  # fmt: skip
+    assert (content["parameters"], content["folds"]) == (1, 2), "gain alone is learned"
+    assert content["settings"] == {
+        "protocol": "bam", "trained_on": None, "val_size": 49, "resized_val": True,
+        "ori_resize": True, "min_pixels": 20, "width": 8,
+    }  # fmt: skip
     metrics = ["miou", "fb_iou", "miou_meta", "fb_iou_meta", "miou_base"]
     for run, seed in zip(content["runs"], (5, 6), strict=True):
         assert list(run) == ["seed", *metrics, "class_iou"] and run["seed"] == seed

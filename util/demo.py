@@ -10,13 +10,13 @@ the prior mask at its best threshold, and beside itself with supports of another
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from util.checkpoint import read_checkpoint
 from util.errors import FewShotError, run
 from util.evaluate import grid, percent
+from util.report import read_result
 from util.store import serialise, write_atomically
 
 BASELINES = {"all_foreground": "all foreground", "prior": "prior mask, best threshold"}
@@ -65,17 +65,6 @@ def _row(name: str, scores: dict[str, Any], key: str = "") -> list[str]:
 def _difference(what: str, value: float, promised: float) -> str:
     word = "as promised" if value >= promised else "LESS than promised"
     return f"{what}: {100 * value:.1f} points ({word}: at least {100 * promised:.0f})"
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Content of a result file of test.py."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FewShotError(f"{path} cannot be read as a result of test.py: {error}") from error
-    if not isinstance(content, dict) or "mean" not in content:
-        raise FewShotError(f"{path} is no result of test.py")
-    return content
 
 
 def export_encoder(checkpoint: Path, output: Path) -> None:

@@ -15,7 +15,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from util.checkpoint import load_weights, read_checkpoint, trained_shot
 from util.dataset import Picture, PictureDataset
 from util.episodes import Episode, EpisodeSampler
 from util.errors import FewShotError
+from util.folds import split_count
 from util.lists import FoldIndex
 from util.metrics import (
     BinaryCounts,
@@ -44,11 +45,18 @@ from util.metrics import (
     object_iou,
     spread,
 )
+from util.optim import learnable_parameters
 from util.pretrained import load_pretrained
 from util.reader import PictureReader
+from util.schema import KEYS, SECTIONS
 from util.transform import IGNORE, normalise_batch, object_mask, restore
 
 METRICS = ("miou", "fb_iou", "miou_meta", "fb_iou_meta", "miou_base")
+# What a figure depends on beside data set, fold, shot and model: these keys always, of the others
+# those that were changed. Left out: what is stated anyway, and what gives the same result.
+STATED = ("protocol", "trained_on", "val_size", "resized_val", "ori_resize")
+CHANGED = ("use_split_coco", "min_pixels", "ann_type", *(key.name for key in SECTIONS["Method"]))
+UNSTATED = ("arch", "backbone", "pretrained", "base_weight", "compute", "tf32", "compile")
 PRIOR_MAPS = ("f5", "f4", "mean of both")
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PICTURE_SHARE = 0.1  # of the host's budget, for decoded pictures; a picture is cheap to read again
@@ -439,7 +447,8 @@ class Evaluator:
             "engine": engine,
         }
         first = [task.episode for task in tasks if task.run == 0] if details else []
-        return make_result(self, tuple(seeds), episodes, tally, timing, first)
+        result = make_result(self, tuple(seeds), episodes, tally, timing, first)
+        return replace(result, parameters=learnable_parameters(model, cfg))
 
     def _precision(self) -> torch.autocast:
         dtype = AMP[self.cfg.amp]
@@ -643,7 +652,7 @@ class Result:
     the half width of the 95 % interval of the mean (Student's t), None with a single run.
     class_iou: head ('final', 'meta') -> class name -> IoU, mean over the runs that had it.
     scored: with ``details``, (IoU, episode) of the first run; leakage: class name -> true class
-    name -> predicted pixels.
+    name -> predicted pixels; parameters: how many the model learns.
     """
 
     episodes: int
@@ -657,6 +666,7 @@ class Result:
     scored: list[tuple[float, Episode]] = field(default_factory=list)
     leakage: dict[str, dict[str, int]] = field(default_factory=dict)
     counts: Tally | None = None
+    parameters: int | None = None
 
     def to_json(self, cfg: Any, weight: str | Path | None) -> dict[str, Any]:
         """The content of ``test.py --output``."""
@@ -673,6 +683,9 @@ class Result:
             "std": self.std,
             "ci95": self.ci95,
             "timing": self.timing,
+            "parameters": self.parameters,
+            "folds": split_count(cfg),
+            "settings": settings(cfg),
         }
         if cfg.fold.source != "table":  # a split that nobody else may have: the result says so
             content["classes_from"] = cfg.fold.source
@@ -712,6 +725,17 @@ class Result:
                     [name.replace("_", " "), percent(found["miou"]), percent(found["fb_iou"])]
                 )
         return grid(rows)
+
+
+def settings(cfg: Any) -> dict[str, Any]:
+    """The options without which results must not be compared, as ``result.json`` states them."""
+    stated = {name: getattr(cfg, name) for name in STATED}
+    for name in CHANGED:
+        value, default = getattr(cfg, name), KEYS[name].default
+        default = list(default) if isinstance(default, tuple) else default
+        if name not in UNSTATED and value != default:
+            stated[name] = value
+    return stated
 
 
 def percent(value: float | None) -> str:
