@@ -78,8 +78,11 @@ def instances(split: str, objects: dict[str, list[dict]], sizes=None) -> dict:
     return {"images": images, "annotations": found, "categories": categories}
 
 
-def coco_tree(root: Path) -> Path:
-    """Four training pictures (grey, lying, multi-polygon, crowd only) and two for validation."""
+def coco_tree(root: Path, more_val: dict[str, list[dict]] | None = None) -> Path:
+    """Four training pictures (grey, lying, multi-polygon, crowd only) and two for validation.
+
+    more_val: objects of further validation pictures by stem; those in 1 are grey, in 4 lying.
+    """
     crowd = np.zeros((HEIGHT, WIDTH), bool)
     crowd[0:20, 0:20] = True
     rle = {"counts": runs(crowd), "size": [HEIGHT, WIDTH]}
@@ -96,6 +99,7 @@ def coco_tree(root: Path) -> Path:
     val = {
         "000000000007": [{"category_id": 90, "segmentation": [box(1, 1, 40, 30)]}],
         "000000000005": [{"category_id": 2, "segmentation": [box(1, 1, 40, 30)]}],
+        **(more_val or {}),
     }
     for split, objects in (("train", train), ("val", val)):
         for stem in objects:
@@ -143,18 +147,18 @@ VOC_VAL = {"2007_000033": 20}
 SBD_ONLY = {"2008_000008": 13, "2009_000009": 9}
 
 
-def pascal_trees(root: Path) -> tuple[Path, Path]:
-    """(VOC2012 folder, SBD's dataset folder)."""
+def pascal_trees(root: Path, val: dict[str, int] = VOC_VAL) -> tuple[Path, Path]:
+    """(VOC2012 folder, SBD's dataset folder); ``val``: class of each validation picture."""
     voc, sbd = root / "VOCdevkit" / "VOC2012", root / "benchmark_RELEASE" / "dataset"
-    for i, name in enumerate((*VOC_TRAIN, *VOC_VAL, *SBD_ONLY)):
+    for i, name in enumerate((*VOC_TRAIN, *val, *SBD_ONLY)):
         write_jpeg(voc / "JPEGImages" / f"{name}.jpg", grey=i == 1)
-    for name, label in (VOC_TRAIN | VOC_VAL).items():
+    for name, label in (VOC_TRAIN | val).items():
         write_palette(voc / "SegmentationClass" / f"{name}.png", blob(label))
     sets = {
         "Segmentation/train": VOC_TRAIN,
-        "Segmentation/val": VOC_VAL,
+        "Segmentation/val": val,
         "Main/train": [*VOC_TRAIN, "2008_000008"],
-        "Main/val": [*VOC_VAL, "2009_000009"],
+        "Main/val": [*val, "2009_000009"],
     }
     for name, names in sets.items():
         path = voc / "ImageSets" / f"{name}.txt"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests import prepare_trees as trees
-from util.errors import FewShotError
+from util.errors import FewShotError, Interrupted
 from util.prepare import pascal
 from util.prepare.__main__ import main
 
@@ -65,6 +65,32 @@ def test_pascal_from_trees_in_place_and_again_after_damage(voc_sbd, tmp_path):
     check_pascal(root, lists)
     changed = [path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
     assert changed == [victim]
+
+
+def test_an_interrupted_run_goes_on(voc_sbd, tmp_path, monkeypatch):
+    root = trees.pascal_archives(voc_sbd, tmp_path / "archives")
+    original, count = pascal.write_mask, []
+
+    def interrupt_third(path, mask):
+        count.append(path)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        original(path, mask)
+
+    monkeypatch.setattr(pascal, "write_mask", interrupt_third)
+    with pytest.raises(Interrupted, match="run the same command again"):
+        prepare("pascal", root, tmp_path / "lists", "--workers", 1)
+    assert not (tmp_path / "lists" / "train.txt").exists()
+    prepare("pascal", root, tmp_path / "lists", "--workers", 1)
+    assert len(count) == 3 + 4 - 2  # four pictures, two masks of which were there
+    check_pascal(root, tmp_path / "lists")
+
+
+def test_a_wrong_archive_is_refused_by_name(voc_sbd, tmp_path):
+    root = trees.pascal_archives(voc_sbd, tmp_path / "archives")
+    trees.tar_folder(voc_sbd[0], root / "VOCtrainval_11-May-2012.tar", "VOCdevkit/VOC2007")
+    with pytest.raises(FewShotError, match=r"VOCtrainval_11-May-2012.tar is not PASCAL VOC 2012"):
+        prepare("pascal", root, tmp_path / "lists")
 
 
 def test_pascal_archives_under_other_names_are_known_by_their_content(voc_sbd, tmp_path):
