@@ -1,8 +1,18 @@
-"""Files of a prediction: label PNG, overlay, probability and correlation maps, JSON summary."""
+"""Files of a prediction, and result files of evaluations side by side.
+
+A prediction becomes a label PNG, an overlay, probability and correlation maps and a JSON summary.
+Of evaluations with different numbers of episodes
+
+    python -m util.results spread 1k.json 10k.json --output spread.png
+
+prints and draws how much their runs differ.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +21,14 @@ import numpy as np
 from PIL import Image
 
 from util import visualize
+from util.errors import FewShotError, run
+from util.evaluate import METRICS, grid, percent
+from util.metrics import spread
 from util.predictor import Prediction
+from util.report import read_result
 from util.store import write_atomically
+
+SETTING = ("arch", "backbone", "dataset", "split", "shot")  # what a result is about
 
 
 def summarise(path: Path, result: Prediction) -> dict[str, Any]:
@@ -66,3 +82,57 @@ def _small(image: np.ndarray, side: int = 640) -> np.ndarray:
     picture = Image.fromarray(image)
     picture.thumbnail((side, side))
     return np.asarray(picture)
+
+
+# ---------------------------------------------------------------------------- result files
+
+
+def run_groups(paths: Sequence[Path], metric: str = "miou") -> tuple[str, dict[str, list[float]]]:
+    """(title, label -> ``metric`` of each run) of result files, one group a file.
+
+    A label says the number of episodes and in what the file differs from the others; the title
+    says what all have in common.
+    """
+    results = [read_result(path) for path in paths]
+    differ = [key for key in SETTING if len({str(r.get(key)) for r in results}) > 1]
+    groups: dict[str, list[float]] = {}
+    for path, result in zip(paths, results, strict=True):
+        values = [found.get(metric) for found in result.get("runs", ())]
+        if not values or None in values:
+            raise FewShotError(f"{path} does not say {metric} for every run")
+        label = "\n".join([f"{result.get('episodes', 0):,} episodes", *_words(result, differ)])
+        groups[f"{label}\n{path}" if label in groups else label] = values
+    return ", ".join(_words(results[0], [key for key in SETTING if key not in differ])), groups
+
+
+def _words(result: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    words = {"split": "split {}", "shot": "{} shot"}
+    return [words.get(key, "{}").format(result.get(key)) for key in keys]
+
+
+def spread_table(groups: Mapping[str, Sequence[float]]) -> str:
+    """Mean, standard deviation and range over the runs of each group; per cent."""
+    rows = [["", "runs", "mean", "std", "least", "most"]]
+    for label, values in groups.items():
+        mean, deviation, _ = spread(values)
+        numbers = map(percent, (mean, deviation, min(values), max(values)))
+        rows.append([label.replace("\n", ", "), str(len(values)), *numbers])
+    return grid(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m util.results", description="Compare results.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("spread", help="how much runs differ, a group a file").add_argument
+    add("results", type=Path, nargs="+", metavar="FILE.json", help="what test.py --output wrote")
+    add("--output", type=Path, required=True, metavar="FILE.png", help="the picture")
+    add("--metric", choices=METRICS, default="miou", help="default: miou")
+    args = parser.parse_args()
+    title, groups = run_groups(args.results, args.metric)
+    print(spread_table(groups))
+    visualize.run_spread_chart(args.output, groups, title, args.metric)
+    print(f"figure: {args.output}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -397,12 +397,15 @@ def class_iou_chart(
 
 
 def run_spread_chart(
-    path: str | Path, series: Mapping[str, Sequence[float]], title: str = ""
+    path: str | Path,
+    series: Mapping[str, Sequence[float]],
+    title: str = "",
+    metric: str = "miou",
 ) -> Path:
-    """Spread of mIoU over the runs: every run a dot, the mean a line, ± one standard deviation.
+    """Spread of a metric over the runs: every run a dot, the mean a line, ± a standard deviation.
 
     Args:
-        series: label ('1,000 episodes', '10,000 episodes', ...) -> mIoU of each run in [0, 1].
+        series: label ('1,000 episodes', '10,000 episodes', ...) -> value of each run in [0, 1].
     """
     if not series or not all(len(values) for values in series.values()):
         raise ValueError("the spread chart needs at least one run in every series")
@@ -426,7 +429,7 @@ def run_spread_chart(
     axes.margins(y=0.25)
     axes.set_xlim(-0.6, len(series) - 0.4)
     axes.set_xticks(range(len(series)), list(series))
-    axes.set_ylabel("mIoU of a run")
+    axes.set_ylabel(f"{metric.replace('miou', 'mIoU').replace('_', ' ')} of a run")
     axes.set_title(title)
     return _save(figure, path)
 
