@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.winograd import Winograd, best_tile, pays
 
 
 def align(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -46,6 +51,24 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+@dataclass
+class FoldedConv:
+    """A convolution with its batch norm folded in, for use without gradient.
+
+    weight [O, C, k, k] (channels last), bias [O]; ``source`` tells which tensors it was made from.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    dilation: int
+    source: tuple
+
+    @cached_property
+    def winograd(self) -> Winograd:
+        """The same convolution (3×3, stride 1, padding = dilation) with fewer products."""
+        return Winograd(self.weight, self.bias, self.dilation, best_tile(self.weight.dtype))
+
+
 class ConvNorm(nn.Module):
     """Convolution followed by batch norm.
 
@@ -61,19 +84,30 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, **options)
         self.bn = nn.BatchNorm2d(out_channels)
         self.fold = False
-        self._folded: dict[torch.dtype, tuple] = {}
+        self._folded: dict[torch.dtype, FoldedConv] = {}
+        conv = self.conv
+        self._square = (
+            conv.kernel_size == (3, 3)
+            and conv.stride == (1, 1)
+            and conv.padding == conv.dilation
+            and conv.dilation[0] == conv.dilation[1]
+            and conv.groups == 1
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, I, h, w] -> [B, O, h', w'], without any non-linearity."""
         if not self.fold or self.bn.training:
             return self.bn(self.conv(x))
-        if torch.is_grad_enabled() and self.conv.weight.requires_grad:
+        conv = self.conv
+        if torch.is_grad_enabled() and conv.weight.requires_grad:
             weight, bias = self._fuse()
         else:
             dtype = compute_dtype(x)
             x = x.to(dtype)
-            weight, bias = self.folded(dtype)
-        conv = self.conv
+            folded = self.folded(dtype)
+            if self._square and pays(x.shape, folded.weight, folded.dilation):
+                return folded.winograd(x)
+            weight, bias = folded.weight, folded.bias
         return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def _fuse(self) -> tuple[Tensor, Tensor]:
@@ -82,17 +116,17 @@ class ConvNorm(nn.Module):
         mean = bn.running_mean if conv.bias is None else bn.running_mean - conv.bias
         return conv.weight * scale[:, None, None, None], bn.bias - mean * scale
 
-    def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Weight [O, I, k, k] (channels last) and bias [O] of the equivalent single convolution."""
+    def folded(self, dtype: torch.dtype) -> FoldedConv:
+        """The equivalent single convolution in ``dtype``, made anew when the weights change."""
         conv, bn = self.conv, self.bn
         parts = (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
-        key = tuple((p.data_ptr(), p._version) for p in parts if p is not None)
-        if self._folded.get(dtype, (None,))[0] != key:
+        source = tuple((p.data_ptr(), p._version) for p in parts if p is not None)
+        if dtype not in self._folded or self._folded[dtype].source != source:
             with torch.inference_mode(False), torch.no_grad():
                 weight, bias = self._fuse()
                 weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-                self._folded[dtype] = (key, weight, bias.to(dtype))
-        return self._folded[dtype][1:]
+                self._folded[dtype] = FoldedConv(weight, bias.to(dtype), conv.dilation[0], source)
+        return self._folded[dtype]
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_folded": {}}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,17 +12,31 @@ from torch import Tensor, nn
 
 from model.encoder import build_encoder
 from model.fewshot import segmentation_loss
-from model.layers import ConvNorm, align, compute_dtype, fix_batch_norms
+from model.layers import ConvNorm, FoldedConv, align, compute_dtype, fix_batch_norms
+from model.winograd import Winograd, best_tile, pays
 
 BINS = (1, 2, 3, 6)
 
 
-class HeadWeights(NamedTuple):
+@dataclass
+class HeadWeights:
     """direct [C5, C, 3, 3]: the part over f4; taps: per grid [9, C5, c]; bias [C5]."""
 
     direct: Tensor
     taps: tuple[Tensor, ...]
     bias: Tensor
+    source: FoldedConv
+
+    @cached_property
+    def winograd(self) -> Winograd:
+        """The part over f4 with fewer products."""
+        return Winograd(self.direct, self.bias, 1, best_tile(self.direct.dtype))
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The part over f4 for pixels side by side: [C5, 9 · C]."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.direct.permute(0, 2, 3, 1).flatten(1).contiguous()
 
 
 class PyramidHead(nn.Module):
@@ -36,7 +51,7 @@ class PyramidHead(nn.Module):
         reduced = channels // len(BINS)
         self.pools = nn.ModuleList([ConvNorm(channels, reduced, 1) for _ in BINS])
         self.conv = ConvNorm(channels + len(BINS) * reduced, head_width, 3, padding=1)
-        self._cut: tuple[Tensor, HeadWeights] | None = None
+        self._cut: dict[torch.dtype, HeadWeights] = {}
 
     def forward(self, f4: Tensor) -> Tensor:
         """The equations as written: upsample every grid, concatenate, convolve."""
@@ -60,12 +75,14 @@ class PyramidHead(nn.Module):
         weights = self._weights(compute_dtype(f4))
         size = (f4.shape[2], f4.shape[3])
         x = f4.to(weights.bias.dtype)
-        if not x.is_cuda:
+        if pays(x.shape, weights.direct, 1):
+            direct = weights.winograd(x)
+        else:
             # So many input channels are quicker in the plain layout on a CPU.
-            x = x.contiguous()
-        direct = F.conv2d(x, weights.direct, padding=1)
+            x = x if x.is_cuda else x.contiguous()
+            direct = F.conv2d(x, weights.direct, weights.bias, padding=1)
         spread = spread_matrix(size, weights.bias.dtype, f4.device)
-        context = torch.matmul(spread, self._tapped_cells(f4, weights)) + weights.bias
+        context = torch.matmul(spread, self._tapped_cells(f4, weights))
         return direct.add_(context.transpose(1, 2).unflatten(2, size))
 
     def fast_at(self, f4: Tensor, positions: Tensor) -> Tensor:
@@ -86,10 +103,8 @@ class PyramidHead(nn.Module):
         corners = positions // w * (w + 2) + positions % w
         pixels = corners[:, :, None] + (taps // 3 * (w + 2) + taps % 3)  # [B, n, 9]
         rows = torch.arange(batch, device=f4.device)[:, None, None]
-        patches = padded[rows, pixels].flatten(0, 1)  # [B·n, 9, C]
-        patches = patches.unflatten(1, (3, 3)).permute(0, 3, 1, 2)
-        direct = F.conv2d(patches, weights.direct).flatten(1).unflatten(0, (batch, -1))
-        return context.add_(direct)
+        patches = padded[rows, pixels].flatten(2)  # [B, n, 9 · C]
+        return context.add_(F.linear(patches, weights.rows))
 
     def _tapped_cells(self, f4: Tensor, weights: HeadWeights) -> Tensor:
         """Every tap of the convolution applied to every grid cell: [B, 9 * 50, C5]."""
@@ -102,20 +117,20 @@ class PyramidHead(nn.Module):
 
     def _weights(self, dtype: torch.dtype) -> HeadWeights:
         """The folded convolution, cut up for the rewriting; made anew when the weights change."""
-        weight, bias = self.conv.folded(dtype)
-        if self._cut is None or self._cut[0] is not weight:
+        folded = self.conv.folded(dtype)
+        if dtype not in self._cut or self._cut[dtype].source is not folded:
             with torch.inference_mode(False), torch.no_grad():
-                direct, *parts = weight.split(
+                direct, *parts = folded.weight.split(
                     [self.channels, *(pool.conv.out_channels for pool in self.pools)], dim=1
                 )
                 layout = torch.channels_last if direct.is_cuda else torch.contiguous_format
                 direct = direct.contiguous(memory_format=layout)
                 taps = tuple(part.flatten(2).permute(2, 0, 1).contiguous() for part in parts)
-                self._cut = (weight, HeadWeights(direct, taps, bias))
-        return self._cut[1]
+                self._cut[dtype] = HeadWeights(direct, taps, folded.bias, folded)
+        return self._cut[dtype]
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cut": None}
+        return {**self.__dict__, "_cut": {}}
 
 
 @lru_cache(maxsize=16)

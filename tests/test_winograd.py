@@ -1,0 +1,139 @@
+"""Winograd's form of a 3×3 convolution against torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.layers import ConvNorm
+from model.pspnet import PyramidHead
+from model.winograd import LIMITS, Winograd, best_tile, pays
+
+CL = torch.channels_last
+
+
+def case(batch, channels, outputs, height, width, dtype=torch.float64, seed=0):
+    make = torch.Generator().manual_seed(seed)
+    sizes = ((batch, channels, height, width), (outputs, channels, 3, 3), (outputs,))
+    x, weight, bias = (torch.randn(size, generator=make, dtype=torch.float64) for size in sizes)
+    return x.to(dtype), (weight / (3 * channels**0.5)).to(dtype), bias.to(dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([2, 4]),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.booleans(),
+)
+def test_equals_the_convolution(tile, dilation, batch, channels, size, last):
+    x, weight, bias = case(batch, *channels, *size)
+    if last:
+        x = x.contiguous(memory_format=CL)
+    found = Winograd(weight, bias, dilation, tile)(x)
+    expected = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("parts", [1, 7, 50])
+def test_working_in_parts_changes_nothing(monkeypatch, parts):
+    x, weight, bias = case(2, 4, 3, 37, 30)
+    whole = Winograd(weight, bias, 2, 4)(x)
+    monkeypatch.setitem(LIMITS, 4, LIMITS[4]._replace(part=2 * 4 * 4 * 5 * 5 // parts or 1))
+    assert (Winograd(weight, bias, 2, 4)(x) - whole).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "dtype, limit, times", [(torch.float32, 4e-6, None), (torch.bfloat16, 8e-3, 2.0)]
+)
+def test_rounding_errors(dtype, limit, times):
+    """float32 keeps five digits; bfloat16 is not much worse than in the plain form."""
+    x, weight, bias = case(1, 256, 256, 30, 30)
+    x = x.relu()
+    exact = F.conv2d(x, weight, bias, padding=2, dilation=2)
+    x, weight, bias = (tensor.to(dtype) for tensor in (x, weight, bias))
+
+    def error(found):
+        return float((found.double() - exact).norm() / exact.norm())
+
+    found = error(Winograd(weight, bias, 2, best_tile(dtype))(x))
+    assert found < limit
+    if times:
+        assert found < times * error(F.conv2d(x, weight, bias, padding=2, dilation=2))
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """The form is used for narrow and small convolutions too; how often is counted."""
+    for tile, limits in LIMITS.items():
+        monkeypatch.setitem(LIMITS, tile, limits._replace(channels=1, tiles=1))
+    calls = []
+    call = Winograd.__call__
+    monkeypatch.setattr(Winograd, "__call__", lambda self, x: calls.append(1) or call(self, x))
+    return calls
+
+
+def lively(module):
+    torch.manual_seed(0)
+    for norm in (m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        torch.nn.init.normal_(norm.weight)
+    return module.double().eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options, used",
+    [
+        (dict(padding=1), True),
+        (dict(padding=4, dilation=4, bias=True), True),
+        (dict(padding=1, stride=2), False),
+        (dict(padding=0), False),
+        (dict(padding=1, groups=2), False),
+    ],
+)
+def test_folded_convolutions_use_it_where_it_fits(always, options, used):
+    layer = lively(ConvNorm(4, 6, 3, **options))
+    x = torch.randn(2, 4, 17, 14, dtype=torch.float64)
+    expected = layer(x)
+    assert not always
+    layer.fold = True
+    assert (layer(x) - expected).abs().max() < 1e-11
+    assert bool(always) is used
+    layer.conv.weight.mul_(2)  # the form follows the weights
+    layer.fold = False
+    expected = layer(x)
+    layer.fold = True
+    assert (layer(x) - expected).abs().max() < 1e-11
+
+
+def test_not_where_gradients_flow(always):
+    layer = lively(ConvNorm(4, 6, 3, padding=1))
+    layer.fold = True
+    layer(torch.randn(1, 4, 9, 9, dtype=torch.float64)).sum().backward()
+    assert not always and layer.conv.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_pyramid_head(always):
+    head = lively(PyramidHead(8, 5))
+    f4 = torch.randn(2, 8, 13, 11, dtype=torch.float64)
+    expected = head(f4)
+    assert (head.fast(f4) - expected).abs().max() < 1e-10
+    assert always
+
+
+def test_only_wide_convolutions_of_enough_tiles():
+    wide, narrow = torch.empty(512, 256, 3, 3), torch.empty(512, 64, 3, 3)
+    assert pays((1, 256, 60, 60), wide, 4)
+    assert not pays((1, 64, 60, 60), narrow, 4)
+    assert not pays((1, 256, 13, 13), wide, 1)
+    assert pays((8, 256, 13, 13), wide, 1)
+    assert not pays((1, 256, 13, 13), wide.bfloat16(), 1)
