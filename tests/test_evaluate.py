@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from model import build_model
 from model.fewshot import FewShotModel, Output
 from tests.models import build, episode
 from tests.models import run as forward
@@ -282,34 +283,37 @@ def test_a_budget_too_small_for_everything_keeps_a_part(config) -> None:
 
 
 SCENARIOS = {
-    # processes, episodes of each of two runs, picture to break beforehand
-    "two processes": (2, 24, None),
-    "three processes, uneven shares": (3, 23, None),
-    "three processes, two queries": (3, 1, None),
-    "a bad picture": (2, 24, "broken"),
+    # processes, episodes of each of two runs, is a picture broken, model
+    "two processes": (2, 24, False, "HDMNet"),
+    "three processes, uneven shares": (3, 23, False, "HDMNet"),
+    "three processes, two queries": (3, 1, False, "HDMNet"),
+    "a bad picture": (2, 24, True, "HDMNet"),
+    "another model": (3, 11, False, "HSNet"),
 }
 
 
 def _process(rank: int, config: Path, broken: Path, ports: list[int], output: Path) -> None:
     """All scenarios in one set of processes: starting them is what takes time."""
     torch.set_num_threads(1)
-    for (ranks, episodes, bad), port in zip(SCENARIOS.values(), ports, strict=True):
+    for (ranks, episodes, bad, arch), port in zip(SCENARIOS.values(), ports, strict=True):
         if rank >= ranks:
             continue
         torch.distributed.init_process_group(
             "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
         )
         try:
-            found = json_of(config, split(broken if bad else config, episodes))
+            found = json_of(config, split(broken if bad else config, episodes, arch))
         except FewShotError as error:
             found = {"message": str(error)}
         (output / f"{port}_{rank}.json").write_text(json.dumps(found))
         distributed.cleanup()
 
 
-def split(config: Path, episodes: int):
-    model = lively(num_base=3)
-    return evaluate(config, model, episodes=episodes, baselines=True, details=True)
+def split(config: Path, episodes: int, arch: str):
+    options = ("arch", arch, "stem", "7x7") if arch == "HSNet" else ()
+    torch.manual_seed(0)
+    model = build_model(load_config(config, options)) if options else lively(num_base=3)
+    return evaluate(config, model, *options, episodes=episodes, baselines=True, details=True)
 
 
 def json_of(config: Path, result) -> dict:
@@ -334,7 +338,7 @@ def test_any_number_of_processes_gives_exactly_the_result_of_one(config, tmp_pat
     mp.spawn(_process, (config, broken, ports, tmp_path), nprocs=3)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for (ranks, episodes, bad_picture), port in zip(SCENARIOS.values(), ports, strict=True):
+    for (ranks, episodes, bad_picture, arch), port in zip(SCENARIOS.values(), ports, strict=True):
         found = [
             json.loads((tmp_path / f"{port}_{rank}.json").read_text()) for rank in range(ranks)
         ]
@@ -342,7 +346,7 @@ def test_any_number_of_processes_gives_exactly_the_result_of_one(config, tmp_pat
             messages = {content["message"] for content in found}
             assert len(messages) == 1 and f"{bad}.png" in messages.pop()
         else:
-            alone = json_of(config, split(config, episodes))
+            alone = json_of(config, split(config, episodes, arch))
             assert all(content == alone for content in found)
             assert sum(map(sum, (row.values() for row in alone["leakage"].values()))) > 0
     torch.set_num_threads(threads)

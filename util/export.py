@@ -71,8 +71,8 @@ def load_learned(model: FewShotModel, source: str | Path) -> None:
     if fingerprint != frozen_fingerprint(model):
         raise FewShotError(
             f"{source} was learned over another encoder or base learner than this model holds "
-            f"(fingerprint {fingerprint[:12]}); set base_weight to the one that it "
-            "belongs to"
+            f"(fingerprint {fingerprint[:12]}); set base_weight (without a base learner: "
+            "pretrained) to the one that it belongs to"
         )
     load_weights(model, learned)
 

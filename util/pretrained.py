@@ -12,8 +12,6 @@ from torch import nn
 from util.checkpoint import LoadReport, load_weights
 from util.errors import FewShotError
 
-NAMES = {"vgg16": "VGG16_BN"}
-
 
 def load_pretrained(model: nn.Module, cfg: Any) -> LoadReport | None:
     """Fill the frozen part from stage 1 (``cfg.base_weight``), or the encoder from
@@ -29,7 +27,7 @@ def load_pretrained(model: nn.Module, cfg: Any) -> LoadReport | None:
     if cfg.pretrained == "none":
         return None
     if cfg.pretrained == "torchvision":
-        return load_weights(model, _from_torchvision(cfg.backbone))
+        return load_weights(model, _from_torchvision(cfg.backbone, model))
     if not os.path.exists(cfg.pretrained):
         raise FewShotError(
             f"encoder weights {cfg.pretrained} do not exist: put the file there, or set pretrained "
@@ -38,8 +36,11 @@ def load_pretrained(model: nn.Module, cfg: Any) -> LoadReport | None:
     return load_weights(model, cfg.pretrained)
 
 
-def _from_torchvision(backbone: str) -> dict[str, Any]:
-    name = NAMES.get(backbone, backbone.replace("resnet", "ResNet"))
+def _from_torchvision(backbone: str, model: nn.Module) -> dict[str, Any]:
+    name = backbone.replace("resnet", "ResNet").replace("vgg", "VGG")
+    layers = getattr(model, "encoder", model).modules()
+    if name == "VGG16" and any(isinstance(layer, nn.BatchNorm2d) for layer in layers):
+        name = "VGG16_BN"
     weights = torchvision.models.get_weight(f"{name}_Weights.IMAGENET1K_V1")
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
