@@ -3,6 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := config/demo/demo_split0_resnet18
 DEMO_RUN := exp/demo/HDMNet/split0/resnet18/1shot
+DEMO_HSNET := exp/demo/HSNet/split0/resnet18/1shot
 
 .PHONY: install demo test lint bench app app-install demo-encoder
 
@@ -28,14 +29,17 @@ else
 endif
 	$(PY) test.py --config $(DEMO).yaml --baselines --figures 4 --output $(DEMO_RUN)/result.json
 	$(PY) test.py --config $(DEMO).yaml --swap-supports --output $(DEMO_RUN)/swapped.json
-	$(PY) -m util.demo table --results $(DEMO_RUN)/result.json --swapped $(DEMO_RUN)/swapped.json
+	$(PY) train.py --config $(DEMO)_hsnet.yaml
+	$(PY) test.py --config $(DEMO)_hsnet.yaml --output $(DEMO_HSNET)/result.json
+	$(PY) -m util.demo table --results $(DEMO_RUN)/result.json $(DEMO_HSNET)/result.json \
+	  --swapped $(DEMO_RUN)/swapped.json
 	@echo "pictures: $(DEMO_RUN)/figures"
 
 # How assets/demo_encoder.pth is made: stage 1, longer and on a larger generated set.
 demo-encoder: install
 	$(PY) -m util.prepare demo --root data/demo_large --lists lists/demo_large --train 24000 --val 500
 	$(PY) train_base.py --config $(DEMO)_base.yaml --opts data_root data/demo_large \
-	  train_list lists/demo_large/train.txt val_list lists/demo_large/val.txt name encoder epochs 5
+	  train_list lists/demo_large/train.txt val_list lists/demo_large/val.txt name encoder epochs 12 amp bf16
 	$(PY) -m util.demo encoder --checkpoint exp/demo/PSPNet/split0/resnet18/encoder/best.pth \
 	  --output assets/demo_encoder.pth
 
