@@ -1,4 +1,4 @@
-"""Real COCO pictures from the COCO configurations: lists, both stages, evaluation.
+"""Real COCO pictures from the COCO configurations: lists, both stages, evaluation, prediction.
 
 The pictures (77 + 51 of COCO 2014 with their instances) are not part of the project: without them
 beside it these tests are skipped.
@@ -11,12 +11,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from tests.own_pictures import untrained
 from tests.training_case import environment
+from util import evaluate
 from util.config import load_config
+from util.episodes import EpisodeSampler
+from util.evaluate import Evaluator
 from util.lists import build_index
+from util.predictor import FewShotPredictor
 from util.prepare.__main__ import main as prepare
+from util.transform import object_mask, read_image, read_pair
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PICTURES = REPOSITORY.parent / "shared" / "data" / "coco128"
@@ -133,3 +141,102 @@ def test_both_stages_and_evaluation(data):
     weight = folder / "HSNet/split1/resnet50/1shot/best.pth"
     sentence = refuse("test.py", "--config", hsnet, "--weight", weight, shot=5, **small)
     assert "val.txt: no class has 5 support picture(s)" in sentence
+
+
+# ------------------------------------------------------------------------------- prediction
+
+NARROW = {"backbone": "resnet18", "width": 8, "val_size": 97, "min_pixels": 500, "workers": 0}
+
+
+def narrow(data, **changes):
+    """Configuration of split 0 for a narrow network, its index and a model with random weights."""
+    cfg = load_config(config(0), words(**{**data, **NARROW, **changes}))
+    return cfg, build_index(cfg, "test"), untrained(cfg)
+
+
+def predicted(predictor, index, episode):
+    """The predictor's label map for an episode of the evaluation, from the same files."""
+    predictor.reset()
+    for at in episode.supports:
+        predictor.add_support(*index.pairs[at], label=episode.class_id)
+    return predictor.predict(index.pairs[episode.query].image).mask
+
+
+@pytest.mark.parametrize(
+    "shot, resized", [(1, True), (3, True), (5, True), (1, False)], ids=lambda value: str(value)
+)
+def test_predictor_gives_the_masks_of_the_evaluation(data, monkeypatch, shot, resized):
+    cfg, index, model = narrow(data, shot=shot, resized_val=resized)
+    masks, original = {}, evaluate.Tally._add_details
+
+    def record(self, tasks, found, query, rows):
+        for task, mask in zip(tasks, found, strict=True):
+            masks[task.episode.index] = mask.numpy()
+        original(self, tasks, found, query, rows)
+
+    monkeypatch.setattr(evaluate.Tally, "_add_details", record)
+    result = Evaluator(cfg, index).run(model, [5], 6, details=True, progress=False)
+    predictor = FewShotPredictor(model, cfg, "cpu")
+    assert len(masks) == len(result.scored) == 6
+    for _, episode in result.scored:
+        found = predicted(predictor, index, episode)
+        assert found.shape == read_image(index.pairs[episode.query].image).shape[:2]
+        np.testing.assert_array_equal(found, masks[episode.index])
+    assert 0.02 < np.mean([mask.mean() for mask in masks.values()]) < 0.98
+
+
+@pytest.mark.parametrize("shots", [1, 3, 5])
+def test_predictor_with_two_classes(data, shots):
+    cfg, index, model = narrow(data)
+    predictor = FewShotPredictor(model, cfg, "cpu")
+    single = predictor.without_supports()
+    first, second = sorted(index.per_class, key=lambda each: -len(index.per_class[each]))[:2]
+    for class_id in (first, second):
+        for at in index.per_class[class_id][:shots]:
+            predictor.add_support(*index.pairs[at], index.names[class_id], label=class_id)
+            if class_id == first:
+                single.add_support(*index.pairs[at], label=class_id)
+    assert predictor.shots == {index.names[first]: shots, index.names[second]: shots}
+    seen = set()
+    for at in index.entries[:3]:
+        image = read_image(index.pairs[at].image)
+        result = predictor.predict(image)
+        assert result.mask.shape == image.shape[:2]
+        assert result.probabilities.shape == (3, *image.shape[:2])
+        np.testing.assert_allclose(result.probabilities.sum(0), 1, atol=1e-5)
+        # A second class takes pixels from the first and gives it none.
+        assert not (result.mask == 1)[single.predict(image).mask == 0].any()
+        seen |= set(np.unique(result.mask))
+    assert seen == {0, 1, 2}
+
+
+@pytest.fixture
+def one_thread():
+    """As many as the commands have: sums in another order round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_predictor_gives_the_result_of_the_command(data, tmp_path, one_thread):
+    changes = {**NARROW, "episodes": 6, "runs": 1}
+    cfg, index, model = narrow(data, **changes)
+    torch.save({"model": model.state_dict()}, tmp_path / "best.pth")
+    files = ("--weight", tmp_path / "best.pth", "--output", tmp_path / "result.json")
+    succeed("test.py", "--config", config(0), *files, **{**data, **changes})
+    (run,) = json.loads((tmp_path / "result.json").read_text())["runs"]
+
+    predictor = FewShotPredictor.from_config(cfg, tmp_path / "best.pth", "cpu")
+    sampler = EpisodeSampler(index, sorted(index.per_class), cfg.shot, run["seed"])
+    counts = {}
+    for number in range(6):
+        episode = sampler.episode(0, number)
+        found = predicted(predictor, index, episode) == 1
+        labels = object_mask(read_pair(*index.pairs[episode.query])[1], episode.class_id)
+        found, true = found[labels != 255], labels[labels != 255] == 1
+        both = np.array([(found & true).sum(), (found | true).sum()])
+        counts[episode.class_id] = counts.get(episode.class_id, 0) + both
+    ious = {index.names[each]: hit / union for each, (hit, union) in counts.items()}
+    assert ious == {name: value for name, value in run["class_iou"].items() if value is not None}
