@@ -42,10 +42,10 @@ def joint_objective(losses: Mapping[str, Tensor], share: float, parts: int) -> T
 
 def joint_values(losses: Mapping[str, Tensor], share: float, parts: int) -> dict[str, float]:
     """This micro-batch's contribution to the losses of the whole step (sum over all of them)."""
-    even = 1 / (parts * distributed.world_size())
-    names = [name for name in losses if name != "total"]
-    values = torch.stack([losses[name].detach() for name in names]).tolist()
-    return {
-        name: value * (share if name in PIXEL_LOSSES else even)
-        for name, value in zip(names, values, strict=True)
+    processes = distributed.world_size()
+    terms = {
+        name: value * (share if name in PIXEL_LOSSES else 1 / (parts * processes))
+        for name, value in losses.items()
     }
+    terms["total"] = joint_objective(losses, share, parts) / processes
+    return dict(zip(terms, torch.stack([*terms.values()]).detach().tolist(), strict=True))
