@@ -3,6 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := config/demo/demo_split0_resnet18
 DEMO_RUN := exp/demo/HDMNet/split0/resnet18/1shot
+DEMO_BASE := exp/demo/PSPNet/split0/resnet18
 DEMO_HSNET := exp/demo/HSNet/split0/resnet18/1shot
 
 .PHONY: install demo test lint bench app app-install demo-encoder
@@ -29,7 +30,7 @@ else
 endif
 	$(PY) test.py --config $(DEMO).yaml --baselines --figures 4 --output $(DEMO_RUN)/result.json
 	$(PY) test.py --config $(DEMO).yaml --swap-supports --output $(DEMO_RUN)/swapped.json
-	$(PY) train.py --config $(DEMO)_hsnet.yaml
+	$(PY) train.py --config $(DEMO)_hsnet.yaml $(if $(FULL),--opts pretrained $(DEMO_BASE)/best.pth)
 	$(PY) test.py --config $(DEMO)_hsnet.yaml --output $(DEMO_HSNET)/result.json
 	$(PY) -m util.demo table --results $(DEMO_RUN)/result.json $(DEMO_HSNET)/result.json \
 	  --swapped $(DEMO_RUN)/swapped.json
@@ -40,11 +41,12 @@ demo-encoder: install
 	$(PY) -m util.prepare demo --root data/demo_large --lists lists/demo_large --train 24000 --val 500
 	$(PY) train_base.py --config $(DEMO)_base.yaml --opts data_root data/demo_large \
 	  train_list lists/demo_large/train.txt val_list lists/demo_large/val.txt name encoder epochs 12 amp bf16
-	$(PY) -m util.demo encoder --checkpoint exp/demo/PSPNet/split0/resnet18/encoder/best.pth \
+	$(PY) -m util.demo encoder --checkpoint $(DEMO_BASE)/encoder/best.pth \
 	  --output assets/demo_encoder.pth
 
+# Two test processes of one thread each: the tests are many small things, and some start processes.
 test: .venv/installed-dev
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

@@ -32,7 +32,8 @@ from util.errors import FewShotError, one_line, run
 
 FOLDS = 4  # of a result that does not say
 KINDS = {"": "", "_meta": ", meta"}  # suffix of the metrics -> suffix of the model's name
-# Mean mIoU over the folds in the method's own paper, per cent: data set -> (model, backbone) -> shot -> value
+# Mean mIoU over the folds in the method's own paper, per cent:
+# data set -> (model, backbone) -> shot -> value
 PUBLISHED = {
     "coco": {
         ("HDMNet", "resnet50"): {1: 50.0, 5: 56.0},
