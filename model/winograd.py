@@ -25,15 +25,17 @@ POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 1.0, -1.0, 2.0, -0.5)}
 
 class Limits(NamedTuple):
     """Where the form pays, measured: channels at least; tiles at least (with fewer, reading the
-    transformed weights takes longer than computing); tiles to work on at a time.
+    transformed weights takes longer than computing).
     """
 
     channels: int
     tiles: int
-    part: int
 
 
-LIMITS = {2: Limits(256, 200, 768), 4: Limits(128, 64, 256)}
+LIMITS = {2: Limits(256, 200), 4: Limits(128, 64)}
+# Bytes of transformed input to work on at a time: more leaves the caches, and what is larger than
+# 32 MB is given back to the system and cleared anew each time.
+PART = 28_000_000
 
 
 class Winograd:
@@ -69,9 +71,7 @@ class Winograd:
         )
         outputs = self.weight.shape[2]
         out = x.new_empty(batch, rows, m, d, columns, m, d, outputs)
-        # A part of the rows at a time, so that what lies between the steps stays in the caches.
-        parts = max(1, batch * d * d * columns * rows // LIMITS[m].part)
-        part = -(-rows // parts)
+        part = -(-rows // -(-tiles.nbytes // PART))
         for first in range(0, rows, part):
             some = tiles[:, :, :, :, :, first : first + part]
             spread = torch.mm(self.spread_in, some.reshape(t * t, -1))
