@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -16,6 +18,64 @@ class Features(NamedTuple):
     f2: Tensor
     f3: Tensor
     f4: Tensor
+
+
+class Segment(NamedTuple):
+    """A run of layers between two rectified maps; ``run`` ends before the last ReLU.
+
+    Cell i of its output depends on cells i · stride - reach … i · stride + reach of its input and
+    on nothing else. ``tap``: its output is one of f2, f3, f4.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    stride: int
+    reach: int
+    tap: bool
+
+
+class Encoder(nn.Module):
+    """Segments one after the other.
+
+    ``block_relu``: False gives f2, f3, f4 as they are before the ReLU; what flows on to the next
+    segment is always rectified.
+    """
+
+    block_relu = True
+
+    def segments(self) -> list[Segment]:
+        """From the picture to f4; three of them are taps."""
+        raise TypeError(f"{type(self).__name__} must define segments")
+
+    def features(self, taps: Sequence[Tensor]) -> Features:
+        """What the network calls f2, f3, f4, of the outputs of the taps."""
+        return Features(*taps)
+
+    def forward(self, image: Tensor) -> Features:
+        """image [B, 3, H, W], normalised."""
+        return self.features(self.run(image, self.segments()))
+
+    def run(self, x: Tensor, segments: Iterable[Segment]) -> list[Tensor]:
+        """The outputs of those of ``segments`` that are taps."""
+        taps = []
+        for segment in segments:
+            before = segment.run(x)
+            x = F.relu(before, inplace=self.block_relu)
+            if segment.tap:
+                taps.append(x if self.block_relu else before)
+        return taps
+
+    def tapped(self, before: Tensor) -> Tensor:
+        """What a tap gives for a map before its ReLU; may change it."""
+        return F.relu(before, inplace=True) if self.block_relu else before
+
+
+def extent(convs: Iterable[ConvNorm]) -> tuple[int, int]:
+    """Stride and reach (see :class:`Segment`) of convolutions one after the other."""
+    stride, reach = 1, 0
+    for conv in (layer.conv for layer in convs):
+        reach += stride * conv.dilation[0] * (conv.kernel_size[0] // 2)
+        stride *= conv.stride[0]
+    return stride, reach
 
 
 class BasicBlock(nn.Module):
@@ -35,6 +95,10 @@ class BasicBlock(nn.Module):
         """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU."""
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.conv2(F.relu(self.conv1(x), inplace=True)).add_(shortcut)
+
+    def path(self) -> tuple[ConvNorm, ...]:
+        """The convolutions beside the shortcut."""
+        return self.conv1, self.conv2
 
 
 class Bottleneck(nn.Module):
@@ -61,13 +125,16 @@ class Bottleneck(nn.Module):
             F.relu(self.conv2(F.relu(self.conv1(x), inplace=True)), inplace=True)
         ).add_(shortcut)
 
+    def path(self) -> tuple[ConvNorm, ...]:
+        """The convolutions beside the shortcut."""
+        return self.conv1, self.conv2, self.conv3
 
-class ResNetEncoder(nn.Module):
+
+class ResNetEncoder(Encoder):
     """ResNet whose stages 3 and 4 keep stride 1 and dilate by 2 and 4: output stride 8.
 
     ``stem``: 'deep' (three 3×3 convolutions) or '7x7'. ``width``: channels of the first stage (64
-    as published). ``block_relu``: False gives f2, f3, f4 as they are before the last residual
-    block's ReLU; what flows on to the next stage is always rectified.
+    as published).
     """
 
     def __init__(
@@ -112,33 +179,42 @@ class ResNetEncoder(nn.Module):
             size = (size - 1) // 2 + 1
         return size
 
-    def forward(self, image: Tensor) -> Features:
-        """image [B, 3, H, W], normalised."""
+    def segments(self) -> list[Segment]:
+        """The stem with stage 1, stage 2, stages 3 and 4 in pairs of blocks."""
+        stride, reach = extent(self.stem)
+        first = extent(conv for block in self.layer1 for conv in block.path())
+        reach += stride + 2 * stride * first[1]  # the pool sees 3×3 cells of the stem's output
+        found = [Segment(self._first, 2 * stride * first[0], reach, False)]
+        for stage, blocks in ((self.layer2, len(self.layer2)), (self.layer3, 2), (self.layer4, 2)):
+            for start in range(0, len(stage), blocks):
+                some = stage[start : start + blocks]
+                stride, reach = extent(conv for block in some for conv in block.path())
+                tap = start + blocks >= len(stage)
+                found.append(Segment(partial(self._blocks, some), stride, reach, tap))
+        return found
+
+    def _first(self, image: Tensor) -> Tensor:
         x = image
         for conv in self.stem:
             x = F.relu(conv(x), inplace=True)
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
-        taps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage[:-1]:
-                x = F.relu(block(x), inplace=True)
-            last = stage[-1](x)
-            x = F.relu(last, inplace=self.block_relu)
-            taps.append(x if self.block_relu else last)
-        return Features(*taps[1:])
+        return self._blocks(self.layer1, F.max_pool2d(x, 3, stride=2, padding=1))
+
+    @staticmethod
+    def _blocks(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in blocks[:-1]:
+            x = F.relu(block(x), inplace=True)
+        return blocks[-1](x)
 
 
 # Convolutions of each part of VGG-16; the parts but the last end with a 2×2 pool in ceil mode.
 VGG16_PARTS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-class VGGEncoder(nn.Module):
+class VGGEncoder(Encoder):
     """VGG-16 with batch norm, cut into five parts; output stride 16, no pool after the last part.
 
     f2 (part 3, stride 8) is resized with align_corners=True to the size of f3.
     """
-
-    block_relu = True
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -162,18 +238,28 @@ class VGGEncoder(nn.Module):
             size = (size + 1) // 2
         return size
 
-    def forward(self, image: Tensor) -> Features:
-        """image [B, 3, H, W], normalised."""
-        x = image
-        taps = []
-        for part in self.parts:
-            for conv in part:
-                x = F.relu(conv(x), inplace=True)
-            if part is not self.parts[-1]:
-                x = F.max_pool2d(x, 2, stride=2, ceil_mode=True)
-            taps.append(x)
-        _, _, f2, f3, f4 = taps
+    def segments(self) -> list[Segment]:
+        """The parts; f2, f3, f4 are the outputs of the last three."""
+        found = []
+        for number, convs in enumerate(self.parts):
+            pool = number + 1 < len(self.parts)
+            stride, reach = extent(convs)
+            found.append(
+                Segment(partial(self._part, convs, pool), stride << pool, reach + pool, number > 1)
+            )
+        return found
+
+    def features(self, taps: Sequence[Tensor]) -> Features:
+        """f2 is resized to f3."""
+        f2, f3, f4 = taps
         return Features(align(f2, tuple(f3.shape[-2:])), f3, f4)
+
+    @staticmethod
+    def _part(convs: nn.ModuleList, pool: bool, x: Tensor) -> Tensor:
+        for conv in convs[:-1]:
+            x = F.relu(conv(x), inplace=True)
+        x = convs[-1](x)
+        return F.max_pool2d(x, 2, stride=2, ceil_mode=True) if pool else x
 
 
 def _resnet(block: type, depths: tuple[int, int, int, int]):

@@ -12,7 +12,8 @@ from model.decoder import Decoder
 from model.distillation import distillation_loss
 from model.encoder import build_encoder
 from model.ensemble import Ensemble, gram
-from model.fewshot import FewShotModel, Output, segmentation_loss
+from model.fewshot import FewShotModel, Output, join, segmentation_loss
+from model.hidden import ObjectEncoder
 from model.layers import align, full_precision, nearest, set_folding
 from model.matching import MATCHERS, MatchingBlock, Tokens
 from model.positions import gather_positions, masked_positions
@@ -116,6 +117,7 @@ class HDMNet(FewShotModel):
         self.aux_weights = aux_weights
 
         self.encoder = encoder
+        self._object_encoder = ObjectEncoder(encoder)
         self.head = PyramidHead(encoder.channels[2], encoder.head_width)
         self.base_learner = BaseClassifier(encoder.head_width, num_base) if ensemble else None
 
@@ -183,7 +185,10 @@ class HDMNet(FewShotModel):
     def encode_support(self, image: Tensor, mask: Tensor) -> SupportEncoding:
         """image [B, 3, H, W], mask [B, H, W] (1 object, 0, 255); hidden outside the object."""
         image, mask = self._mask_support(image, mask)
-        return self._support_encoding(self.encoder(self._layout(image)), mask)
+        if not self.fast or image.is_cuda or torch.compiler.is_compiling():
+            return self._support_encoding(self.encoder(self._layout(image)), mask)
+        pictures = zip(image.split(1), mask.split(1), strict=True)
+        return join([self._support_encoding(self._object_encoder(i, m), m) for i, m in pictures])
 
     @torch.no_grad()
     def encode_episode(

@@ -46,6 +46,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def versions(module: nn.Module) -> tuple:
+    """Changes when one of the module's parameters or buffers does."""
+    tensors = (*module.parameters(), *module.buffers())
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+
+
 def full_precision(x: Tensor) -> Tensor:
     """float32 for half-precision tensors; float32 and float64 stay as they are."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -118,9 +124,8 @@ class ConvNorm(nn.Module):
 
     def folded(self, dtype: torch.dtype) -> FoldedConv:
         """The equivalent single convolution in ``dtype``, made anew when the weights change."""
-        conv, bn = self.conv, self.bn
-        parts = (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
-        source = tuple((p.data_ptr(), p._version) for p in parts if p is not None)
+        conv = self.conv
+        source = versions(self)
         if dtype not in self._folded or self._folded[dtype].source != source:
             with torch.inference_mode(False), torch.no_grad():
                 weight, bias = self._fuse()

@@ -1,0 +1,131 @@
+"""Supports encoded around their object only, against the encoder on the whole picture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.hidden import Box, EmptyPicture, ObjectEncoder
+from tests.models import build
+
+CL = torch.channels_last
+CASES = [
+    {"backbone": "resnet18", "stem": "7x7"},
+    {"backbone": "resnet50"},
+    {"backbone": "resnet50", "block_relu": False},
+    {"backbone": "vgg16"},
+]
+
+
+def encoder_of(case):
+    """Small, with batch norms that shift: an empty picture's features are not zero."""
+    encoder = build(0, **case).double().eval().encoder
+    make = torch.Generator().manual_seed(1)
+    for norm in (m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        for values in (norm.running_mean, norm.bias.data):
+            values.copy_(0.3 * torch.randn(values.shape, generator=make))
+    return encoder
+
+
+def picture(height, width, box):
+    mask = torch.zeros(1, height, width, dtype=torch.uint8)
+    mask[:, box.top : box.bottom, box.left : box.right] = 1
+    make = torch.Generator().manual_seed(height * width)
+    image = torch.randn(1, 3, height, width, dtype=torch.float64, generator=make)
+    return (image * mask[:, None]).contiguous(memory_format=CL), mask
+
+
+ENCODERS = [ObjectEncoder(encoder_of(case)) for case in CASES]
+share = st.floats(0, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(ENCODERS),
+    st.tuples(st.integers(33, 420), st.integers(33, 420)),
+    st.tuples(share, share),
+    st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)),
+)
+def test_same_features_as_of_the_whole_picture(encoder, size, corner, extent):
+    bounds = []
+    for n, start, part in zip(size, corner, extent, strict=True):
+        first = int(start * (n - 1))
+        bounds += [first, min(n, first + 1 + int(part * n))]
+    image, mask = picture(*size, Box(*bounds))
+    with torch.inference_mode():
+        found, expected = encoder(image, mask), encoder.encoder(image)
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape and a.is_contiguous(memory_format=CL)
+        assert (a - b).norm() <= 1e-13 * b.norm()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_change_reaches_as_far_as_a_segment_says(case):
+    """A 2×2 pool reaches one cell to one side only: at most one cell too many."""
+    channels = 3
+    for segment in encoder_of(case).segments():
+        make = torch.Generator().manual_seed(0)
+        x = torch.rand(1, channels, 60, 73, dtype=torch.float64, generator=make)
+        y = x.clone()
+        y[:, :, 24:26, 41] += 5
+        with torch.inference_mode():
+            before, after = segment.run(x), segment.run(y)
+        channels = before.shape[1]
+        rows, columns = (before != after)[0].any(0).nonzero(as_tuple=True)
+        found = (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
+        told = Box(24, 26, 41, 42).reached(segment, before.shape[2:])
+        more = (found[0] - told.top, told.bottom - found[1], found[2] - told.left,
+                told.right - found[3])  # fmt: skip
+        assert set(map(int, more)) <= {0, 1}
+
+
+def test_only_the_surroundings_are_computed(monkeypatch):
+    encoder = ObjectEncoder(encoder_of(CASES[1]))
+    areas = []
+    segments = encoder.encoder.segments()
+
+    def watched(segment):
+        def run(x):
+            areas.append(x.shape[2] * x.shape[3])
+            return segment.run(x)
+
+        return segment._replace(run=run)
+
+    monkeypatch.setattr(encoder.encoder, "segments", lambda: [watched(s) for s in segments])
+    image, mask = picture(400, 400, Box(100, 150, 200, 250))
+    with torch.inference_mode():
+        encoder(image, mask)  # the empty picture too
+        areas.clear()
+        encoder(image, mask)
+    shares = [a / b for a, b in zip(areas, (400**2, 100**2, 50**2, 50**2), strict=False)]
+    assert len(areas) == len(segments)
+    assert shares[0] < 0.15 and shares[1] < 0.3 and shares[2] < 0.6
+
+
+def test_new_weights_and_other_sizes_are_noticed():
+    encoder = ObjectEncoder(encoder_of(CASES[1]))
+    for side in (300, 260, 300):
+        image, mask = picture(side, side, Box(90, 110, 80, 120))
+        for _ in range(2):
+            with torch.inference_mode():
+                pairs = zip(encoder(image, mask), encoder.encoder(image), strict=True)
+                assert all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
+            with torch.no_grad():
+                encoder.encoder.layer1[0].conv1.bn.bias.add_(0.5)
+
+
+@pytest.mark.parametrize("box", [Box(0, 0, 0, 0), Box(0, 300, 0, 300)])
+def test_an_empty_and_a_full_mask(box):
+    encoder = ENCODERS[1]
+    image, mask = picture(300, 300, box)
+    with torch.inference_mode():
+        pairs = zip(encoder(image, mask), encoder.encoder(image), strict=True)
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
+
+
+def test_a_small_picture_offers_nothing():
+    encoder = encoder_of(CASES[1])
+    assert EmptyPicture(encoder, (40, 400), torch.float64).levels == 0
+    assert EmptyPicture(encoder, (400, 400), torch.float64).levels > 3
