@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from benchmark.cases import CONFIGS, episodes, model_pair, predict, train_step
+from benchmark.cases import CONFIGS, autocast, episodes, model_pair, predict, train_step
 from benchmark.measure import (
     alternate,
     convolution_rate,
@@ -41,7 +41,7 @@ def evaluation(
             }
             times = medians(alternate(calls, device, repeats if shot == 1 else max(3, repeats - 2)))
             for name, (model, dtype) in forms.items():
-                with torch.no_grad():
+                with torch.no_grad(), autocast(device, dtype):
                     flops = operations(partial(_forward, model, data))
                 rate = flops / times[name]
                 rows.append(

@@ -133,9 +133,6 @@ class ObjectEncoder:
             both.cut(found, wanted.top, wanted.left).copy_(both.cut(values, box.top, box.left))
             return found
 
-        def whole() -> Tensor:
-            return part(Box(0, size[0], 0, size[1]))
-
         for segment in segments[: empty.levels]:
             after = tuple(-(-n // segment.stride) for n in size)
             reached = box.reached(segment, after)
@@ -143,12 +140,20 @@ class ObjectEncoder:
             if needed.area > WORTH * size[0] * size[1]:
                 break
             x = part(needed)
-            made = segment.run(F.relu(x, inplace=True) if level else x)
-            values = reached.cut(made, needed.top // segment.stride, needed.left // segment.stride)
+            values = segment.run(F.relu(x, inplace=True) if level else x)
+            values = reached.cut(
+                values, needed.top // segment.stride, needed.left // segment.stride
+            )
             level, size, box = level + 1, after, reached
             if segment.tap:
-                taps.append(self.encoder.tapped(whole()))
-        x = F.relu(whole(), inplace=True) if level else image
+                taps.append(self.encoder.tapped(part(Box(0, size[0], 0, size[1]))))
+        if level and segments[level - 1].tap and self.encoder.block_relu:
+            x = taps[-1]
+        elif level:
+            x = F.relu(part(Box(0, size[0], 0, size[1])), inplace=True)
+        else:
+            x = image
+        del values
         return self.encoder.features(taps + self.encoder.run(x, segments[level:]))
 
     def _empty_picture(self, size: tuple[int, int], dtype: torch.dtype) -> EmptyPicture:
