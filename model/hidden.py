@@ -121,6 +121,13 @@ class ObjectEncoder:
     def __call__(self, image: Tensor, mask: Tensor) -> Features:
         """image [1, 3, H, W], zero where mask [1, H, W] is."""
         segments = self.encoder.segments()
+        x, taps, level = self._surroundings(image, mask, segments)
+        return self.encoder.features(taps + self.encoder.run(x, segments[level:]))
+
+    def _surroundings(
+        self, image: Tensor, mask: Tensor, segments: list[Segment]
+    ) -> tuple[Tensor, list[Tensor], int]:
+        """As far as it pays: input of the next segment, taps so far, number of that segment."""
         size = (image.shape[2], image.shape[3])
         empty = self._empty_picture(size, compute_dtype(image))
         # The map before segment ``level``: ``values`` in ``box``, the empty picture's elsewhere.
@@ -140,21 +147,16 @@ class ObjectEncoder:
             if needed.area > WORTH * size[0] * size[1]:
                 break
             x = part(needed)
-            values = segment.run(F.relu(x, inplace=True) if level else x)
-            values = reached.cut(
-                values, needed.top // segment.stride, needed.left // segment.stride
-            )
+            made = segment.run(F.relu(x, inplace=True) if level else x)
+            values = reached.cut(made, needed.top // segment.stride, needed.left // segment.stride)
             level, size, box = level + 1, after, reached
             if segment.tap:
                 taps.append(self.encoder.tapped(part(Box(0, size[0], 0, size[1]))))
-        if level and segments[level - 1].tap and self.encoder.block_relu:
-            x = taps[-1]
-        elif level:
-            x = F.relu(part(Box(0, size[0], 0, size[1])), inplace=True)
-        else:
-            x = image
-        del values
-        return self.encoder.features(taps + self.encoder.run(x, segments[level:]))
+        if level == 0:
+            return image, taps, level
+        if segments[level - 1].tap and self.encoder.block_relu:
+            return taps[-1], taps, level
+        return F.relu(part(Box(0, size[0], 0, size[1])), inplace=True), taps, level
 
     def _empty_picture(self, size: tuple[int, int], dtype: torch.dtype) -> EmptyPicture:
         """The latest one of ``dtype``, made anew when the size or the encoder's weights change."""
