@@ -187,7 +187,7 @@ class HDMNet(FewShotModel):
         image, mask = self._mask_support(image, mask)
         if not self.fast or image.is_cuda or torch.compiler.is_compiling():
             return self._support_encoding(self.encoder(self._layout(image)), mask)
-        pictures = zip(image.split(1), mask.split(1), strict=True)
+        pictures = zip(self._layout(image).split(1), mask.split(1), strict=True)
         return join([self._support_encoding(self._object_encoder(i, m), m) for i, m in pictures])
 
     @torch.no_grad()
