@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from functools import partial
 
 import torch
@@ -107,8 +108,13 @@ def training(
                 name: partial(train_step, model, data, dtype)
                 for name, (model, dtype) in forms.items()
             }
-            times = medians(alternate(calls, device, repeats if batch == 1 else 1))
-            memory = {name: peak_memory(call, device) for name, call in calls.items()}
+            times = medians(alternate(calls, device, repeats)) if batch == 1 else {}
+            memory = {}
+            for name, call in calls.items():
+                start = time.perf_counter()
+                memory[name] = peak_memory(call, device)
+                # A larger batch takes minutes: its time is that of the one step that was weighed.
+                times.setdefault(name, time.perf_counter() - start)
             rows += [
                 {
                     "size": size,
