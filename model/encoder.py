@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         taps = []
         for segment in segments:
             before = segment.run(x)
-            x = F.relu(before, inplace=self.block_relu)
+            x = F.relu(before, inplace=self.block_relu or not segment.tap)
             if segment.tap:
                 taps.append(x if self.block_relu else before)
         return taps

@@ -185,7 +185,8 @@ class HDMNet(FewShotModel):
     def encode_support(self, image: Tensor, mask: Tensor) -> SupportEncoding:
         """image [B, 3, H, W], mask [B, H, W] (1 object, 0, 255); hidden outside the object."""
         image, mask = self._mask_support(image, mask)
-        if not self.fast or image.is_cuda or torch.compiler.is_compiling():
+        around = self.fast and self.mask_support and image.device.type == "cpu"
+        if not around or torch.compiler.is_compiling():
             return self._support_encoding(self.encoder(self._layout(image)), mask)
         pictures = zip(self._layout(image).split(1), mask.split(1), strict=True)
         return join([self._support_encoding(self._object_encoder(i, m), m) for i, m in pictures])

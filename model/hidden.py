@@ -80,7 +80,7 @@ class EmptyPicture:
 
     def __init__(self, encoder: Encoder, size: tuple[int, int], dtype: torch.dtype) -> None:
         self.size = size
-        self.source = versions(encoder)
+        self.source = _source(encoder)
         self._segments = encoder.segments()
         self.levels, stride, reach = 0, 1, 0
         small = size
@@ -92,16 +92,14 @@ class EmptyPicture:
                 break
             self.levels += 1
             small = tuple(n - (n - least) // stride * stride for n in size)
-        picture = torch.zeros(1, 3, *small, dtype=dtype)
-        self._maps = [picture.contiguous(memory_format=torch.channels_last)]
+        with torch.inference_mode(False):
+            picture = torch.zeros(1, 3, *small, dtype=dtype)
+        # The maps before segments 0, 1, 2 …
+        self._maps: list[Tensor | None] = [picture, *[None] * self.levels]
 
     def cut(self, level: int, size: tuple[int, int], box: Box) -> Tensor:
         """A copy of ``box`` of the map before segment ``level``, which has ``size``."""
-        with torch.inference_mode(False), torch.no_grad():
-            while len(self._maps) <= level:
-                x = F.relu(self._maps[-1]) if len(self._maps) > 1 else self._maps[0]
-                self._maps.append(self._segments[len(self._maps) - 1].run(x))
-        found = self._maps[level].permute(0, 2, 3, 1)  # channels last
+        found = self._map(level).permute(0, 2, 3, 1)  # channels last
         for axis, n, first, end in zip((1, 2), size, box[::2], box[1::2], strict=True):
             small = found.shape[axis]
             index = torch.arange(first, end)
@@ -109,6 +107,15 @@ class EmptyPicture:
             far = (index - (n - small)).clamp(min=small // 2)
             found = found.index_select(axis, torch.where(index < small // 2, index, far))
         return found.permute(0, 3, 1, 2)
+
+    def _map(self, level: int) -> Tensor:
+        if self._maps[level] is None:
+            before = self._map(level - 1)
+            with torch.inference_mode(False), torch.no_grad():
+                x = before if level == 1 else F.relu(before)
+                x = x.contiguous(memory_format=torch.channels_last)
+                self._maps[level] = self._segments[level - 1].run(x)
+        return self._maps[level]
 
 
 class ObjectEncoder:
@@ -161,6 +168,10 @@ class ObjectEncoder:
     def _empty_picture(self, size: tuple[int, int], dtype: torch.dtype) -> EmptyPicture:
         """The latest one of ``dtype``, made anew when the size or the encoder's weights change."""
         found = self._empty.get(dtype)
-        if found is None or found.size != size or found.source != versions(self.encoder):
+        if found is None or found.size != size or found.source != _source(self.encoder):
             found = self._empty[dtype] = EmptyPicture(self.encoder, size, dtype)
         return found
+
+
+def _source(encoder: Encoder) -> tuple:
+    return versions([*encoder.parameters(), *encoder.buffers()])

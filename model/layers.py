@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,9 +47,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def versions(module: nn.Module) -> tuple:
-    """Changes when one of the module's parameters or buffers does."""
-    tensors = (*module.parameters(), *module.buffers())
+def versions(tensors: Iterable[Tensor]) -> tuple:
+    """Changes when one of the tensors does, other than through ``.data``."""
     return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
 
@@ -124,8 +124,9 @@ class ConvNorm(nn.Module):
 
     def folded(self, dtype: torch.dtype) -> FoldedConv:
         """The equivalent single convolution in ``dtype``, made anew when the weights change."""
-        conv = self.conv
-        source = versions(self)
+        conv, bn = self.conv, self.bn
+        parts = (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+        source = versions(part for part in parts if part is not None)
         if dtype not in self._folded or self._folded[dtype].source != source:
             with torch.inference_mode(False), torch.no_grad():
                 weight, bias = self._fuse()

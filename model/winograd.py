@@ -71,7 +71,8 @@ class Winograd:
         )
         outputs = self.weight.shape[2]
         out = x.new_empty(batch, rows, m, d, columns, m, d, outputs)
-        part = -(-rows // -(-tiles.nbytes // PART))
+        most = max(1, rows * PART // tiles.nbytes)
+        part = -(-rows // -(-rows // most))
         for first in range(0, rows, part):
             some = tiles[:, :, :, :, :, first : first + part]
             spread = torch.mm(self.spread_in, some.reshape(t * t, -1))
@@ -110,7 +111,11 @@ def pays(shape: tuple[int, ...], weight: Tensor, dilation: int) -> bool:
     """Whether a 3×3 convolution of input ``shape`` [B, C, h, w] is quicker in this form."""
     tile = best_tile(weight.dtype)
     limits = LIMITS[tile]
-    if weight.is_cuda or torch.compiler.is_compiling() or min(weight.shape[:2]) < limits.channels:
+    if (
+        weight.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or min(weight.shape[:2]) < limits.channels
+    ):
         return False
     rows, columns = (-(-size // (dilation * tile)) for size in shape[2:])
     return shape[0] * dilation**2 * rows * columns >= limits.tiles

@@ -500,13 +500,17 @@ def test_check_reports_every_kind_of_bad_file(data, kind, capsys):
 
 def test_check_of_good_data_names_classes_without_episodes(data, capsys):
     out = data / "out.json"
-    main(["--config", str(data / "own.yaml"), "--check", "--shot", "2", "--json", str(out)])
+    with pytest.raises(FewShotError, match="val: .*no class"):
+        main(["--config", str(data / "own.yaml"), "--check", "--shot", "2", "--json", str(out)])
     report = json.loads(out.read_text())
     assert report["shot"] == 2 and all(not entry["bad"] for entry in report["lists"])
     train, val = (entry["modes"] for entry in report["lists"])
     assert train["train"]["pictures"] == {"dog": 2, "cow": 2}
     assert train["train"]["left_out"] == ["cow"]  # picture f shows a small dog as well
+    assert "error" not in train["train"]
+    error = val["val"].pop("error")  # no class is left: training would end with it
     assert val["val"] == {"entries": 2, "pictures": {"cat": 2}, "left_out": ["cat"]}
+    assert "cat" in error or "class" in error
     assert "left out, fewer than 2 support picture(s) besides the query: cow" in (
         capsys.readouterr().out
     )

@@ -71,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bad = sum(len(entry["bad"]) for entry in report.get("lists", ()))
     if bad:
         raise FewShotError(f"{bad} bad file(s) or line(s) in the lists of '{cfg.data_set}'")
+    for entry in report.get("lists", ()):
+        for mode, found in entry["modes"].items():
+            if "error" in found:
+                raise FewShotError(f"{mode}: {found['error']}")
 
 
 # ---------------------------------------------------------------------------- overview
@@ -89,17 +93,20 @@ def overview(cfg: Any) -> dict[str, Any]:
 
 
 def describe(cfg: Any, mode: str, index: FoldIndex) -> dict[str, Any]:
-    """Pictures of each class of the split, and the classes without ``shot`` supports."""
-    classes = cfg.fold.classes(mode)
+    """Pictures of each class of the split, the classes without ``shot`` supports, and, when no
+    class is left, the error that evaluation or training would end with."""
+    classes, error = cfg.fold.classes(mode), None
     try:
         sampler = EpisodeSampler(index, classes, cfg.shot, 0)
         left_out, message = list(sampler.dropped), sampler.dropped_message()
-    except FewShotError as error:
-        left_out, message = [index.names[c] for c in classes], str(error)
+    except FewShotError as found:
+        left_out, message = [index.names[c] for c in classes], str(found)
+        error = message
     if message:
         print(f"warning: {mode}: {message}")
     pictures = {index.names[c]: len(index.per_class[c]) for c in sorted(classes)}
-    return {"entries": len(index.entries), "pictures": pictures, "left_out": left_out}
+    report = {"entries": len(index.entries), "pictures": pictures, "left_out": left_out}
+    return report | ({"error": error} if error else {})
 
 
 def _modes(cfg: Any) -> list[str]:
