@@ -80,13 +80,27 @@ def _product_operations(total, a, b, **_) -> int:
     return 2 * math.prod(a) * b[-1]
 
 
-# Products that add up in place, which torch's counter leaves out.
-IN_PLACE = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _product_operations)
+def _packed_operations(x, weight, *_, out_shape, **__) -> int:
+    """Operations of a convolution whose weight has shape [O, C, k, k]."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+def _packed_sum_operations(shortcut, x, weight, *_, **__) -> int:
+    return _packed_operations(x, weight, out_shape=shortcut)
+
+
+# What torch's counter leaves out: products that add up in place, oneDNN's own convolutions.
+LEFT_OUT = {
+    torch.ops.aten.addmm_: _product_operations,
+    torch.ops.aten.baddbmm_: _product_operations,
+    torch.ops.mkldnn._convolution_pointwise: _packed_operations,
+    torch.ops.mkldnn._convolution_pointwise_: _packed_sum_operations,
+}
 
 
 def operations(function: Callable[[], object]) -> int:
     """Floating-point operations (a multiply-add counts two) by torch's counter."""
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+    with FlopCounterMode(display=False, custom_mapping=LEFT_OUT) as counter:
         function()
     return counter.get_total_flops()
 

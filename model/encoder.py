@@ -21,13 +21,14 @@ class Features(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A run of layers between two rectified maps; ``run`` ends before the last ReLU.
+    """A run of layers between two rectified maps.
 
-    Cell i of its output depends on cells i · stride - reach … i · stride + reach of its input and
-    on nothing else. ``tap``: its output is one of f2, f3, f4.
+    ``run`` ends before the last ReLU, or with it when its second argument says so; without
+    gradient it may overwrite its input. Cell i of its output depends on cells i · stride - reach …
+    i · stride + reach of its input and on nothing else. ``tap``: its output is one of f2, f3, f4.
     """
 
-    run: Callable[[Tensor], Tensor]
+    run: Callable[[Tensor, bool], Tensor]
     stride: int
     reach: int
     tap: bool
@@ -58,10 +59,13 @@ class Encoder(nn.Module):
         """The outputs of those of ``segments`` that are taps."""
         taps = []
         for segment in segments:
-            before = segment.run(x)
-            x = F.relu(before, inplace=self.block_relu or not segment.tap)
-            if segment.tap:
-                taps.append(x if self.block_relu else before)
+            if segment.tap and not self.block_relu:
+                taps.append(segment.run(x, False))
+                x = F.relu(taps[-1])
+            else:
+                x = segment.run(x, True)
+                if segment.tap:
+                    taps.append(x)
         return taps
 
     def tapped(self, before: Tensor) -> Tensor:
@@ -91,10 +95,12 @@ class BasicBlock(nn.Module):
             ConvNorm(inputs, width, 1, stride=stride) if stride != 1 or inputs != width else None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU."""
+    def forward(self, x: Tensor, rectify: bool = False) -> Tensor:
+        """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU or with it; without
+        gradient, x may be overwritten.
+        """
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.conv2(F.relu(self.conv1(x), inplace=True)).add_(shortcut)
+        return self.conv2(self.conv1(x, rectify=True), shortcut, rectify)
 
     def path(self) -> tuple[ConvNorm, ...]:
         """The convolutions beside the shortcut."""
@@ -118,12 +124,13 @@ class Bottleneck(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU."""
+    def forward(self, x: Tensor, rectify: bool = False) -> Tensor:
+        """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU or with it; without
+        gradient, x may be overwritten.
+        """
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.conv3(
-            F.relu(self.conv2(F.relu(self.conv1(x), inplace=True)), inplace=True)
-        ).add_(shortcut)
+        inner = self.conv2(self.conv1(x, rectify=True), rectify=True)
+        return self.conv3(inner, shortcut, rectify)
 
     def path(self) -> tuple[ConvNorm, ...]:
         """The convolutions beside the shortcut."""
@@ -193,17 +200,17 @@ class ResNetEncoder(Encoder):
                 found.append(Segment(partial(self._blocks, some), stride, reach, tap))
         return found
 
-    def _first(self, image: Tensor) -> Tensor:
+    def _first(self, image: Tensor, rectify: bool) -> Tensor:
         x = image
         for conv in self.stem:
-            x = F.relu(conv(x), inplace=True)
-        return self._blocks(self.layer1, F.max_pool2d(x, 3, stride=2, padding=1))
+            x = conv(x, rectify=True)
+        return self._blocks(self.layer1, F.max_pool2d(x, 3, stride=2, padding=1), rectify)
 
     @staticmethod
-    def _blocks(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    def _blocks(blocks: nn.ModuleList, x: Tensor, rectify: bool) -> Tensor:
         for block in blocks[:-1]:
-            x = F.relu(block(x), inplace=True)
-        return blocks[-1](x)
+            x = block(x, rectify=True)
+        return blocks[-1](x, rectify)
 
 
 # Convolutions of each part of VGG-16; the parts but the last end with a 2×2 pool in ceil mode.
@@ -255,10 +262,10 @@ class VGGEncoder(Encoder):
         return Features(align(f2, tuple(f3.shape[-2:])), f3, f4)
 
     @staticmethod
-    def _part(convs: nn.ModuleList, pool: bool, x: Tensor) -> Tensor:
+    def _part(convs: nn.ModuleList, pool: bool, x: Tensor, rectify: bool) -> Tensor:
         for conv in convs[:-1]:
-            x = F.relu(conv(x), inplace=True)
-        x = convs[-1](x)
+            x = conv(x, rectify=True)
+        x = convs[-1](x, rectify=rectify)
         return F.max_pool2d(x, 2, stride=2, ceil_mode=True) if pool else x
 
 

@@ -114,7 +114,7 @@ class EmptyPicture:
             with torch.inference_mode(False), torch.no_grad():
                 x = before if level == 1 else F.relu(before)
                 x = x.contiguous(memory_format=torch.channels_last)
-                self._maps[level] = self._segments[level - 1].run(x)
+                self._maps[level] = self._segments[level - 1].run(x, False)
         return self._maps[level]
 
 
@@ -154,7 +154,7 @@ class ObjectEncoder:
             if needed.area > WORTH * size[0] * size[1]:
                 break
             x = part(needed)
-            made = segment.run(F.relu(x, inplace=True) if level else x)
+            made = segment.run(F.relu(x, inplace=True) if level else x, False)
             values = reached.cut(made, needed.top // segment.stride, needed.left // segment.stride)
             level, size, box = level + 1, after, reached
             if segment.tap:

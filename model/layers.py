@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.winograd import Winograd, best_tile, pays
+from model.folded import FoldedConv, finish
 
 
 def align(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -57,24 +55,6 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-@dataclass
-class FoldedConv:
-    """A convolution with its batch norm folded in, for use without gradient.
-
-    weight [O, C, k, k] (channels last), bias [O]; ``source`` tells which tensors it was made from.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    dilation: int
-    source: tuple
-
-    @cached_property
-    def winograd(self) -> Winograd:
-        """The same convolution (3×3, stride 1, padding = dilation) with fewer products."""
-        return Winograd(self.weight, self.bias, self.dilation, best_tile(self.weight.dtype))
-
-
 class ConvNorm(nn.Module):
     """Convolution followed by batch norm.
 
@@ -91,30 +71,18 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
         self.fold = False
         self._folded: dict[torch.dtype, FoldedConv] = {}
-        conv = self.conv
-        self._square = (
-            conv.kernel_size == (3, 3)
-            and conv.stride == (1, 1)
-            and conv.padding == conv.dilation
-            and conv.dilation[0] == conv.dilation[1]
-            and conv.groups == 1
-        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, I, h, w] -> [B, O, h', w'], without any non-linearity."""
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, rectify: bool = False) -> Tensor:
+        """[B, I, h, w] -> [B, O, h', w'], plus ``shortcut`` (which may be overwritten where no
+        gradient is needed), then ReLU with ``rectify``.
+        """
         if not self.fold or self.bn.training:
-            return self.bn(self.conv(x))
+            return finish(self.bn(self.conv(x)), shortcut, rectify)
         conv = self.conv
         if torch.is_grad_enabled() and conv.weight.requires_grad:
-            weight, bias = self._fuse()
-        else:
-            dtype = compute_dtype(x)
-            x = x.to(dtype)
-            folded = self.folded(dtype)
-            if self._square and pays(x.shape, folded.weight, folded.dilation):
-                return folded.winograd(x)
-            weight, bias = folded.weight, folded.bias
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+            return finish(F.conv2d(x, *self._fuse(), *options), shortcut, rectify)
+        return self.folded(compute_dtype(x))(x, shortcut, rectify)
 
     def _fuse(self) -> tuple[Tensor, Tensor]:
         conv, bn = self.conv, self.bn
@@ -131,7 +99,7 @@ class ConvNorm(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 weight, bias = self._fuse()
                 weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-                self._folded[dtype] = FoldedConv(weight, bias.to(dtype), conv.dilation[0], source)
+                self._folded[dtype] = FoldedConv(weight, bias.to(dtype), conv, source)
         return self._folded[dtype]
 
     def __getstate__(self) -> dict:

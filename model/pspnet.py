@@ -12,31 +12,25 @@ from torch import Tensor, nn
 
 from model.encoder import build_encoder
 from model.fewshot import segmentation_loss
-from model.layers import ConvNorm, FoldedConv, align, compute_dtype, fix_batch_norms
-from model.winograd import Winograd, best_tile, pays
+from model.folded import FoldedConv
+from model.layers import ConvNorm, align, compute_dtype, fix_batch_norms
 
 BINS = (1, 2, 3, 6)
 
 
 @dataclass
 class HeadWeights:
-    """direct [C5, C, 3, 3]: the part over f4; taps: per grid [9, C5, c]; bias [C5]."""
+    """direct: the part over f4, [C5, C, 3, 3], and the bias; taps: per grid [9, C5, c]."""
 
-    direct: Tensor
+    direct: FoldedConv
     taps: tuple[Tensor, ...]
-    bias: Tensor
     source: FoldedConv
-
-    @cached_property
-    def winograd(self) -> Winograd:
-        """The part over f4 with fewer products."""
-        return Winograd(self.direct, self.bias, 1, best_tile(self.direct.dtype))
 
     @cached_property
     def rows(self) -> Tensor:
         """The part over f4 for pixels side by side: [C5, 9 · C]."""
         with torch.inference_mode(False), torch.no_grad():
-            return self.direct.permute(0, 2, 3, 1).flatten(1).contiguous()
+            return self.direct.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
 
 
 class PyramidHead(nn.Module):
@@ -74,14 +68,8 @@ class PyramidHead(nn.Module):
         """
         weights = self._weights(compute_dtype(f4))
         size = (f4.shape[2], f4.shape[3])
-        x = f4.to(weights.bias.dtype)
-        if pays(x.shape, weights.direct, 1):
-            direct = weights.winograd(x)
-        else:
-            # So many input channels are quicker in the plain layout on a CPU.
-            x = x if x.is_cuda else x.contiguous()
-            direct = F.conv2d(x, weights.direct, weights.bias, padding=1)
-        spread = spread_matrix(size, weights.bias.dtype, f4.device)
+        direct = weights.direct(f4)
+        spread = spread_matrix(size, direct.dtype, f4.device)
         context = torch.matmul(spread, self._tapped_cells(f4, weights))
         return direct.add_(context.transpose(1, 2).unflatten(2, size))
 
@@ -95,9 +83,10 @@ class PyramidHead(nn.Module):
             dense = self.fast(f4).flatten(2).transpose(1, 2)
             return torch.gather(dense, 1, positions[:, :, None].expand(-1, -1, dense.shape[2]))
         weights = self._weights(compute_dtype(f4))
-        dtype = weights.bias.dtype
+        bias = weights.direct.bias
+        dtype = bias.dtype
         spread = spread_matrix((h, w), dtype, f4.device)[positions]
-        context = torch.matmul(spread, self._tapped_cells(f4, weights)) + weights.bias
+        context = torch.matmul(spread, self._tapped_cells(f4, weights)) + bias
         padded = F.pad(f4.to(dtype), (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(1, 2)
         taps = torch.arange(9, device=f4.device)
         corners = positions // w * (w + 2) + positions % w
@@ -108,7 +97,7 @@ class PyramidHead(nn.Module):
 
     def _tapped_cells(self, f4: Tensor, weights: HeadWeights) -> Tensor:
         """Every tap of the convolution applied to every grid cell: [B, 9 * 50, C5]."""
-        dtype = weights.bias.dtype
+        dtype = weights.direct.bias.dtype
         parts = [
             torch.matmul(taps, grid.flatten(2).to(dtype)[:, None]).mT
             for grid, taps in zip(self.grids(f4), weights.taps, strict=True)
@@ -123,10 +112,10 @@ class PyramidHead(nn.Module):
                 direct, *parts = folded.weight.split(
                     [self.channels, *(pool.conv.out_channels for pool in self.pools)], dim=1
                 )
-                layout = torch.channels_last if direct.is_cuda else torch.contiguous_format
-                direct = direct.contiguous(memory_format=layout)
+                direct = direct.contiguous(memory_format=torch.channels_last)
+                direct = FoldedConv(direct, folded.bias, self.conv.conv)
                 taps = tuple(part.flatten(2).permute(2, 0, 1).contiguous() for part in parts)
-                self._cut[dtype] = HeadWeights(direct, taps, folded.bias, folded)
+                self._cut[dtype] = HeadWeights(direct, taps, folded)
         return self._cut[dtype]
 
     def __getstate__(self) -> dict:

@@ -55,8 +55,8 @@ class Winograd:
             self.spread_in = spread_in.to(weight.dtype)
             self.gather_out = gather_out.to(weight.dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, O, h, w], channels last."""
+    def __call__(self, x: Tensor, rectify: bool = False) -> Tensor:
+        """[B, C, h, w] -> [B, O, h, w], channels last; with ``rectify`` after a ReLU."""
         batch, channels, height, width = x.shape
         d, m = self.dilation, self.tile
         rows, columns = (-(-size // (d * m)) for size in (height, width))
@@ -79,7 +79,9 @@ class Winograd:
             products = torch.bmm(spread.view(t * t, -1, channels), self.weight)
             made = torch.mm(self.gather_out, products.flatten(1))
             made = made.view(m, m, *some.shape[2:7], outputs).permute(2, 5, 0, 3, 6, 1, 4, 7)
-            torch.add(made, self.bias, out=out[:, first : first + part])
+            made = torch.add(made, self.bias, out=out[:, first : first + part])
+            if rectify:
+                made.relu_()
         out = out.view(batch, rows * m * d, columns * m * d, outputs)[:, :height, :width]
         return out.contiguous().permute(0, 3, 1, 2)
 

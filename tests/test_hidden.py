@@ -71,7 +71,7 @@ def test_a_change_reaches_as_far_as_a_segment_says(case):
         y = x.clone()
         y[:, :, 24:26, 41] += 5
         with torch.inference_mode():
-            before, after = segment.run(x), segment.run(y)
+            before, after = segment.run(x, False), segment.run(y, False)
         channels = before.shape[1]
         rows, columns = (before != after)[0].any(0).nonzero(as_tuple=True)
         found = (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1)
@@ -87,9 +87,9 @@ def test_only_the_surroundings_are_computed(monkeypatch):
     segments = encoder.encoder.segments()
 
     def watched(segment):
-        def run(x):
+        def run(x, rectify):
             areas.append(x.shape[2] * x.shape[3])
-            return segment.run(x)
+            return segment.run(x, rectify)
 
         return segment._replace(run=run)
 

@@ -76,7 +76,9 @@ def always(monkeypatch):
         monkeypatch.setitem(LIMITS, tile, limits._replace(channels=1, tiles=1))
     calls = []
     call = Winograd.__call__
-    monkeypatch.setattr(Winograd, "__call__", lambda self, x: calls.append(1) or call(self, x))
+    monkeypatch.setattr(
+        Winograd, "__call__", lambda self, *args: calls.append(1) or call(self, *args)
+    )
     return calls
 
 

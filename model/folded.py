@@ -1,0 +1,112 @@
+"""A convolution with its batch norm folded in, computed in the form that is quickest for its input.
+
+Winograd's where that pays. On CPUs otherwise oneDNN's, with weights laid out once the way it reads
+them (torch's own call lays them out anew each time, which for small maps takes as long as the
+products) and with the sum with a shortcut and the ReLU done while a result is at hand. Else
+torch's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.winograd import Winograd, best_tile, pays
+
+SHAPES = 2  # of inputs, for which laid-out weights are kept
+
+
+def finish(x: Tensor, shortcut: Tensor | None, rectify: bool) -> Tensor:
+    """``x`` plus ``shortcut``, then ReLU, in place."""
+    if shortcut is not None:
+        x = x.add_(shortcut)
+    return F.relu(x, inplace=True) if rectify else x
+
+
+@dataclass
+class FoldedConv:
+    """Use it without gradient.
+
+    weight [O, C, k, k] (channels last), bias [O]; ``conv`` gives stride, padding, dilation and
+    groups; ``source`` tells which tensors it was made from.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    conv: nn.Conv2d
+    source: tuple = ()
+    _layouts: list[tuple[list[int], Tensor]] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, shortcut: Tensor | None = None, rectify: bool = False) -> Tensor:
+        """[B, C, h, w] -> [B, O, h', w'], plus ``shortcut``, then ReLU; may overwrite it."""
+        x = x.to(self.weight.dtype)
+        conv = self.conv
+        if self._square and pays(x.shape, self.weight, conv.dilation[0]):
+            return finish(self._winograd(x, rectify and shortcut is None), shortcut, rectify)
+        if not packs(x):
+            options = (conv.stride, conv.padding, conv.dilation, conv.groups)
+            return finish(F.conv2d(x, self.weight, self.bias, *options), shortcut, rectify)
+        after = "relu" if rectify else "none"
+        options = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        if shortcut is None:
+            run = torch.ops.mkldnn._convolution_pointwise
+            return run(x, self._packed(x), self.bias, *options, after, [], "")
+        run = torch.ops.mkldnn._convolution_pointwise_.binary
+        after = after if rectify else None
+        shortcut = shortcut.to(x.dtype)
+        return run(shortcut, x, self._packed(x), self.bias, *options, "add", 1.0, after, [], "")
+
+    @cached_property
+    def _square(self) -> bool:
+        conv = self.conv
+        return (
+            conv.kernel_size == (3, 3)
+            and conv.stride == (1, 1)
+            and conv.padding == conv.dilation
+            and conv.dilation[0] == conv.dilation[1]
+            and conv.groups == 1
+        )
+
+    @cached_property
+    def _winograd(self) -> Winograd:
+        dilation = self.conv.dilation[0]
+        return Winograd(self.weight, self.bias, dilation, best_tile(self.weight.dtype))
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """The weights as oneDNN reads them for inputs of x's shape; those of two shapes are kept
+        (pictures, and supports around their objects).
+        """
+        shape = list(x.shape)
+        found = next((layout for known, layout in self._layouts if known == shape), None)
+        if found is None:
+            conv = self.conv
+            options = (conv.padding, conv.stride, conv.dilation, conv.groups)
+            with torch.inference_mode(False), torch.no_grad():
+                reorder = torch.ops.mkldnn._reorder_convolution_weight
+                found = reorder(self.weight, *options, shape)
+        others = [pair for pair in self._layouts if pair[0] != shape]
+        self._layouts = [(shape, found), *others][:SHAPES]
+        return found
+
+
+def packs(x: Tensor) -> bool:
+    """Whether oneDNN's own form is there for ``x`` (and nothing traces what is computed)."""
+    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if torch.compiler.is_compiling():
+        return False
+    return _packs(x.dtype)
+
+
+@lru_cache
+def _packs(dtype: torch.dtype) -> bool:
+    ops = torch.ops.mkldnn
+    if dtype == torch.float16:
+        return ops._is_mkldnn_fp16_supported()
+    if dtype == torch.bfloat16:
+        return ops._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
