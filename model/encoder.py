@@ -20,32 +20,34 @@ class Features(NamedTuple):
     f4: Tensor
 
 
-class Segment(NamedTuple):
-    """A run of layers between two rectified maps.
+class Step(NamedTuple):
+    """A layer, or several, of a network whose state is a stack of maps.
 
-    ``run`` ends before the last ReLU, or with it when its second argument says so; without
-    gradient it may overwrite its input. Cell i of its output depends on cells i · stride - reach …
-    i · stride + reach of its input and on nothing else. ``tap``: its output is one of f2, f3, f4.
+    ``run`` takes the uppermost ``takes`` maps, which are of one size, and gives those that replace
+    them; below them lie shortcuts. Cell i of what it gives depends on cells i · stride - reach …
+    i · stride + reach of what it takes and on nothing else. Without gradient it may overwrite what
+    it takes. ``tap``: it gives one of f2, f3, f4.
     """
 
-    run: Callable[[Tensor, bool], Tensor]
-    stride: int
-    reach: int
-    tap: bool
+    run: Callable[..., tuple[Tensor, ...]]
+    stride: int = 1
+    reach: int = 0
+    takes: int = 1
+    tap: bool = False
 
 
 class Encoder(nn.Module):
-    """Segments one after the other.
+    """Steps one after the other.
 
     ``block_relu``: False gives f2, f3, f4 as they are before the ReLU; what flows on to the next
-    segment is always rectified.
+    step is always rectified.
     """
 
     block_relu = True
 
-    def segments(self) -> list[Segment]:
-        """From the picture to f4; three of them are taps."""
-        raise TypeError(f"{type(self).__name__} must define segments")
+    def steps(self) -> list[Step]:
+        """From the picture to f4; three of them are taps, which no later step overwrites."""
+        raise TypeError(f"{type(self).__name__} must define steps")
 
     def features(self, taps: Sequence[Tensor]) -> Features:
         """What the network calls f2, f3, f4, of the outputs of the taps."""
@@ -53,28 +55,27 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Features:
         """image [B, 3, H, W], normalised."""
-        return self.features(self.run(image, self.segments()))
+        return self.features(run([image], self.steps()))
 
-    def run(self, x: Tensor, segments: Iterable[Segment]) -> list[Tensor]:
-        """The outputs of those of ``segments`` that are taps."""
-        taps = []
-        for segment in segments:
-            if segment.tap and not self.block_relu:
-                taps.append(segment.run(x, False))
-                x = F.relu(taps[-1])
-            else:
-                x = segment.run(x, True)
-                if segment.tap:
-                    taps.append(x)
-        return taps
 
-    def tapped(self, before: Tensor) -> Tensor:
-        """What a tap gives for a map before its ReLU; may change it."""
-        return F.relu(before, inplace=True) if self.block_relu else before
+def run(stack: list[Tensor], steps: Iterable[Step]) -> list[Tensor]:
+    """What those of ``steps`` that are taps give; uses up the stack."""
+    taps = []
+    for step in steps:
+        made = step.run(*[stack.pop() for _ in range(step.takes)][::-1])
+        stack += made
+        if step.tap:
+            taps += made
+    return taps
+
+
+def convolve(conv: ConvNorm) -> Step:
+    """A convolution with ReLU."""
+    return Step(lambda x: (conv(x, rectify=True),), *extent([conv]))
 
 
 def extent(convs: Iterable[ConvNorm]) -> tuple[int, int]:
-    """Stride and reach (see :class:`Segment`) of convolutions one after the other."""
+    """Stride and reach (see :class:`Step`) of convolutions one after the other."""
     stride, reach = 1, 0
     for conv in (layer.conv for layer in convs):
         reach += stride * conv.dilation[0] * (conv.kernel_size[0] // 2)
@@ -82,7 +83,45 @@ def extent(convs: Iterable[ConvNorm]) -> tuple[int, int]:
     return stride, reach
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module):
+    """Convolutions beside a shortcut: the identity, or ``downsample`` where it is not None.
+
+    Without gradient the input may be overwritten.
+    """
+
+    expansion: int
+    downsample: ConvNorm | None
+
+    def path(self) -> list[ConvNorm]:
+        """The convolutions beside the shortcut, in their order."""
+        raise TypeError(f"{type(self).__name__} must define path")
+
+    def forward(self, x: Tensor, rectify: bool = False) -> Tensor:
+        """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU or with it."""
+        first, *inner, last = self.path()
+        shortcut, x = self._open(first, x)
+        for conv in inner:
+            x = conv(x, rectify=True)
+        return last(x, shortcut, rectify)
+
+    def steps(self, rectify: bool) -> list[Step]:
+        """The same; a block that changes the size is one step."""
+        first, *inner, last = self.path()
+        stride, reach = extent(self.path())
+        if stride > 1:
+            return [Step(lambda x: (self(x, rectify),), stride, reach)]
+        return [
+            Step(partial(self._open, first), *extent([first])),
+            *map(convolve, inner),
+            Step(lambda shortcut, x: (last(x, shortcut, rectify),), *extent([last]), takes=2),
+        ]
+
+    def _open(self, first: ConvNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return shortcut, first(x, rectify=True)
+
+
+class BasicBlock(Block):
     """Two 3×3 convolutions with a shortcut (ResNet-18)."""
 
     expansion = 1
@@ -95,19 +134,12 @@ class BasicBlock(nn.Module):
             ConvNorm(inputs, width, 1, stride=stride) if stride != 1 or inputs != width else None
         )
 
-    def forward(self, x: Tensor, rectify: bool = False) -> Tensor:
-        """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU or with it; without
-        gradient, x may be overwritten.
-        """
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.conv2(self.conv1(x, rectify=True), shortcut, rectify)
-
-    def path(self) -> tuple[ConvNorm, ...]:
-        """The convolutions beside the shortcut."""
-        return self.conv1, self.conv2
+    def path(self) -> list[ConvNorm]:
+        """Both convolutions."""
+        return [self.conv1, self.conv2]
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1×1, 3×3, 1×1 convolutions with a shortcut (ResNet-50 and deeper)."""
 
     expansion = 4
@@ -124,17 +156,9 @@ class Bottleneck(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor, rectify: bool = False) -> Tensor:
-        """[B, C, h, w] -> [B, C', h', w'], before the block's last ReLU or with it; without
-        gradient, x may be overwritten.
-        """
-        shortcut = x if self.downsample is None else self.downsample(x)
-        inner = self.conv2(self.conv1(x, rectify=True), rectify=True)
-        return self.conv3(inner, shortcut, rectify)
-
-    def path(self) -> tuple[ConvNorm, ...]:
-        """The convolutions beside the shortcut."""
-        return self.conv1, self.conv2, self.conv3
+    def path(self) -> list[ConvNorm]:
+        """The three convolutions."""
+        return [self.conv1, self.conv2, self.conv3]
 
 
 class ResNetEncoder(Encoder):
@@ -186,31 +210,22 @@ class ResNetEncoder(Encoder):
             size = (size - 1) // 2 + 1
         return size
 
-    def segments(self) -> list[Segment]:
-        """The stem with stage 1, stage 2, stages 3 and 4 in pairs of blocks."""
-        stride, reach = extent(self.stem)
-        first = extent(conv for block in self.layer1 for conv in block.path())
-        reach += stride + 2 * stride * first[1]  # the pool sees 3×3 cells of the stem's output
-        found = [Segment(self._first, 2 * stride * first[0], reach, False)]
-        for stage, blocks in ((self.layer2, len(self.layer2)), (self.layer3, 2), (self.layer4, 2)):
-            for start in range(0, len(stage), blocks):
-                some = stage[start : start + blocks]
-                stride, reach = extent(conv for block in some for conv in block.path())
-                tap = start + blocks >= len(stage)
-                found.append(Segment(partial(self._blocks, some), stride, reach, tap))
+    def steps(self) -> list[Step]:
+        """The stem, a 3×3 pool, the blocks."""
+        found = [*map(convolve, self.stem), Step(_pool3, 2, 1)]
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            if found[-1].tap and not self.block_relu:
+                found.append(Step(lambda x: (F.relu(x),)))
+            for block in stage[:-1]:
+                found += block.steps(rectify=True)
+            tap = stage is not self.layer1
+            found += stage[-1].steps(rectify=self.block_relu or not tap)
+            found[-1] = found[-1]._replace(tap=tap)
         return found
 
-    def _first(self, image: Tensor, rectify: bool) -> Tensor:
-        x = image
-        for conv in self.stem:
-            x = conv(x, rectify=True)
-        return self._blocks(self.layer1, F.max_pool2d(x, 3, stride=2, padding=1), rectify)
 
-    @staticmethod
-    def _blocks(blocks: nn.ModuleList, x: Tensor, rectify: bool) -> Tensor:
-        for block in blocks[:-1]:
-            x = block(x, rectify=True)
-        return blocks[-1](x, rectify)
+def _pool3(x: Tensor) -> tuple[Tensor]:
+    return (F.max_pool2d(x, 3, stride=2, padding=1),)
 
 
 # Convolutions of each part of VGG-16; the parts but the last end with a 2×2 pool in ceil mode.
@@ -245,15 +260,14 @@ class VGGEncoder(Encoder):
             size = (size + 1) // 2
         return size
 
-    def segments(self) -> list[Segment]:
-        """The parts; f2, f3, f4 are the outputs of the last three."""
+    def steps(self) -> list[Step]:
+        """The parts and their pools; f2, f3, f4 are the outputs of the last three."""
         found = []
-        for number, convs in enumerate(self.parts):
-            pool = number + 1 < len(self.parts)
-            stride, reach = extent(convs)
-            found.append(
-                Segment(partial(self._part, convs, pool), stride << pool, reach + pool, number > 1)
-            )
+        for number, convs in enumerate(self.parts, 1):
+            found += map(convolve, convs)
+            if number < len(self.parts):
+                found.append(Step(_pool2, 2, 1))
+            found[-1] = found[-1]._replace(tap=number > 2)
         return found
 
     def features(self, taps: Sequence[Tensor]) -> Features:
@@ -261,12 +275,9 @@ class VGGEncoder(Encoder):
         f2, f3, f4 = taps
         return Features(align(f2, tuple(f3.shape[-2:])), f3, f4)
 
-    @staticmethod
-    def _part(convs: nn.ModuleList, pool: bool, x: Tensor, rectify: bool) -> Tensor:
-        for conv in convs[:-1]:
-            x = conv(x, rectify=True)
-        x = convs[-1](x, rectify=rectify)
-        return F.max_pool2d(x, 2, stride=2, ceil_mode=True) if pool else x
+
+def _pool2(x: Tensor) -> tuple[Tensor]:
+    return (F.max_pool2d(x, 2, stride=2, ceil_mode=True),)
 
 
 def _resnet(block: type, depths: tuple[int, int, int, int]):

@@ -57,7 +57,7 @@ class FoldedConv:
             return run(x, self._packed(x), self.bias, *options, after, [], "")
         run = torch.ops.mkldnn._convolution_pointwise_.binary
         after = after if rectify else None
-        shortcut = shortcut.to(x.dtype)
+        shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
         return run(shortcut, x, self._packed(x), self.bias, *options, "add", 1.0, after, [], "")
 
     @cached_property

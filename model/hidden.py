@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.encoder import Encoder, Features, Segment
+from model.encoder import Encoder, Features, Step, run
 from model.layers import compute_dtype, versions
 
 WORTH = 0.85  # a part of the map pays up to this share of it
@@ -41,24 +40,24 @@ class Box(NamedTuple):
     def area(self) -> int:
         return (self.bottom - self.top) * (self.right - self.left)
 
-    def reached(self, segment: Segment, size: tuple[int, int]) -> Box:
+    def reached(self, step: Step, size: tuple[int, int]) -> Box:
         """The cells of the output, of ``size``, that depend on a cell of this box."""
         bounds = []
         for n, first, end in zip(size, self[::2], self[1::2], strict=True):
             bounds += [
-                max(0, -((segment.reach - first) // segment.stride)),
-                min(n, (end - 1 + segment.reach) // segment.stride + 1),
+                max(0, -((step.reach - first) // step.stride)),
+                min(n, (end - 1 + step.reach) // step.stride + 1),
             ]
         return Box(*bounds)
 
-    def needed(self, segment: Segment, size: tuple[int, int]) -> Box:
+    def needed(self, step: Step, size: tuple[int, int]) -> Box:
         """The cells of the input, of ``size``, that this box of the output depends on; it begins
-        and ends on the segment's stride, or with the map."""
-        s, bounds = segment.stride, []
+        and ends on the step's stride, or with the map."""
+        s, bounds = step.stride, []
         for n, first, end in zip(size, self[::2], self[1::2], strict=True):
             bounds += [
-                max(0, (first * s - segment.reach) // s * s),
-                min(n, -(-((end - 1) * s + segment.reach + 1) // s) * s),
+                max(0, (first * s - step.reach) // s * s),
+                min(n, -(-((end - 1) * s + step.reach + 1) // s) * s),
             ]
         return Box(*bounds)
 
@@ -72,50 +71,75 @@ class Box(NamedTuple):
 
 
 class EmptyPicture:
-    """Outputs of the encoder's segments, before their ReLU, for a picture of zeros.
+    """The encoder's stack of maps before each of its first steps, for a picture of zeros.
 
-    size: of the picture (height, width). Offered for the first ``levels`` segments, whose total
+    size: of the picture (height, width). Offered for the first ``levels`` steps, whose total
     reach leaves something of the picture alone; each is computed when it is first asked for.
     """
 
     def __init__(self, encoder: Encoder, size: tuple[int, int], dtype: torch.dtype) -> None:
         self.size = size
         self.source = _source(encoder)
-        self._segments = encoder.segments()
-        self.levels, stride, reach = 0, 1, 0
-        small = size
-        for segment in self._segments:
-            reach += segment.reach * stride
-            stride *= segment.stride
-            least = 2 * (reach + stride)
+        self._steps: list[Step] = []
+        # What a step takes of the smallest picture whose result, of that step, shows all there is.
+        self._small: list[tuple[int, int]] = []
+        stride, reach = 1, 0
+        for step in encoder.steps():
+            reach += step.reach * stride
+            after = stride * step.stride
+            least = 2 * (reach + after)
             if least > WORTH * min(size):
                 break
-            self.levels += 1
-            small = tuple(n - (n - least) // stride * stride for n in size)
+            pixels = (n - (n - least) // after * after for n in size)
+            self._small.append(tuple(-(-n // stride) for n in pixels))
+            self._steps.append(step)
+            stride = after
         with torch.inference_mode(False):
-            picture = torch.zeros(1, 3, *small, dtype=dtype)
-        # The maps before segments 0, 1, 2 …
-        self._maps: list[Tensor | None] = [picture, *[None] * self.levels]
+            self._stacks = [(torch.zeros(1, 3, 1, 1, dtype=dtype),)]
 
-    def cut(self, level: int, size: tuple[int, int], box: Box) -> Tensor:
-        """A copy of ``box`` of the map before segment ``level``, which has ``size``."""
-        found = self._map(level).permute(0, 2, 3, 1)  # channels last
-        for axis, n, first, end in zip((1, 2), size, box[::2], box[1::2], strict=True):
-            small = found.shape[axis]
-            index = torch.arange(first, end)
-            # As there near both ends; what lies between is constant.
-            far = (index - (n - small)).clamp(min=small // 2)
-            found = found.index_select(axis, torch.where(index < small // 2, index, far))
-        return found.permute(0, 3, 1, 2)
+    @property
+    def levels(self) -> int:
+        return len(self._steps)
 
-    def _map(self, level: int) -> Tensor:
-        if self._maps[level] is None:
-            before = self._map(level - 1)
+    def stack(self, level: int) -> tuple[Tensor, ...]:
+        """The maps before step ``level``, for :func:`cut`."""
+        while len(self._stacks) <= level:
+            step, small = self._steps[len(self._stacks) - 1], self._small[len(self._stacks) - 1]
+            stack = self._stacks[-1]
             with torch.inference_mode(False), torch.no_grad():
-                x = before if level == 1 else F.relu(before)
-                x = x.contiguous(memory_format=torch.channels_last)
-                self._maps[level] = self._segments[level - 1].run(x, False)
-        return self._maps[level]
+                whole = Box(0, small[0], 0, small[1])
+                taken = [cut(x, small, whole) for x in stack[-step.takes :]]
+                self._stacks.append((*stack[: -step.takes], *step.run(*taken)))
+        return self._stacks[level]
+
+
+def cut(x: Tensor, size: tuple[int, int], box: Box) -> Tensor:
+    """A copy of ``box`` of the empty picture's map of ``size``, told by its smaller map x: as there
+    near the border; what lies between is constant.
+    """
+    x = x.permute(0, 2, 3, 1)  # channels last
+    for axis, n, first, end in zip((1, 2), size, box[::2], box[1::2], strict=True):
+        small = x.shape[axis]
+        index = torch.arange(first, end)
+        far = (index - (n - small)).clamp(min=small // 2)
+        x = x.index_select(axis, torch.where(index < small // 2, index, far))
+    return x.permute(0, 3, 1, 2)
+
+
+class Part(NamedTuple):
+    """A map that is ``values`` in ``box`` and the empty picture's elsewhere."""
+
+    values: Tensor
+    box: Box
+
+    def grown(self, empty: Tensor, size: tuple[int, int], wanted: Box) -> Tensor:
+        """``wanted`` of the map, of ``size``."""
+        if wanted == self.box:
+            return self.values.contiguous(memory_format=torch.channels_last)
+        found, both = cut(empty, size, wanted), self.box.meet(wanted)
+        values = both.cut(self.values, self.box.top, self.box.left)
+        both.cut(found, wanted.top, wanted.left).copy_(values)
+        return found
 
 
 class ObjectEncoder:
@@ -127,43 +151,40 @@ class ObjectEncoder:
 
     def __call__(self, image: Tensor, mask: Tensor) -> Features:
         """image [1, 3, H, W], zero where mask [1, H, W] is."""
-        segments = self.encoder.segments()
-        x, taps, level = self._surroundings(image, mask, segments)
-        return self.encoder.features(taps + self.encoder.run(x, segments[level:]))
+        steps = self.encoder.steps()
+        stack, taps = self._surroundings(image, mask, steps)
+        return self.encoder.features(taps + run(stack, steps))
 
     def _surroundings(
-        self, image: Tensor, mask: Tensor, segments: list[Segment]
-    ) -> tuple[Tensor, list[Tensor], int]:
-        """As far as it pays: input of the next segment, taps so far, number of that segment."""
+        self, image: Tensor, mask: Tensor, steps: list[Step]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As far as it pays: stack of whole maps and taps so far; the steps done are taken away."""
         size = (image.shape[2], image.shape[3])
         empty = self._empty_picture(size, compute_dtype(image))
-        # The map before segment ``level``: ``values`` in ``box``, the empty picture's elsewhere.
-        level, box, taps = 0, Box.around(mask[0]), []
-        values = box.cut(image)
+        box, taps, level = Box.around(mask[0]), [], 0
+        stack = [Part(box.cut(image), box)]
 
-        def part(wanted: Box) -> Tensor:
-            found = empty.cut(level, size, wanted)
-            both = box.meet(wanted)
-            both.cut(found, wanted.top, wanted.left).copy_(both.cut(values, box.top, box.left))
-            return found
+        def grown(number: int, wanted: Box) -> list[Tensor]:
+            """``wanted`` of the uppermost maps."""
+            maps = empty.stack(level)[-number:]
+            parts = zip(stack[-number:], maps, strict=True)
+            return [part.grown(x, size, wanted) for part, x in parts]
 
-        for segment in segments[: empty.levels]:
-            after = tuple(-(-n // segment.stride) for n in size)
-            reached = box.reached(segment, after)
-            needed = reached.needed(segment, size)
+        for step in steps[: empty.levels]:
+            after = tuple(-(-n // step.stride) for n in size)
+            reached = stack[-1].box.reached(step, after)
+            needed = reached.needed(step, size)
             if needed.area > WORTH * size[0] * size[1]:
                 break
-            x = part(needed)
-            made = segment.run(F.relu(x, inplace=True) if level else x, False)
-            values = reached.cut(made, needed.top // segment.stride, needed.left // segment.stride)
-            level, size, box = level + 1, after, reached
-            if segment.tap:
-                taps.append(self.encoder.tapped(part(Box(0, size[0], 0, size[1]))))
-        if level == 0:
-            return image, taps, level
-        if segments[level - 1].tap and self.encoder.block_relu:
-            return taps[-1], taps, level
-        return F.relu(part(Box(0, size[0], 0, size[1])), inplace=True), taps, level
+            made = step.run(*grown(step.takes, needed))
+            corner = (needed.top // step.stride, needed.left // step.stride)
+            stack[-step.takes :] = [Part(reached.cut(x, *corner), reached) for x in made]
+            level, size = level + 1, after
+            if step.tap:
+                taps += grown(1, Box(0, size[0], 0, size[1]))
+        del steps[:level]
+        whole = grown(len(stack), Box(0, size[0], 0, size[1])) if level else [image]
+        return whole, taps
 
     def _empty_picture(self, size: tuple[int, int], dtype: torch.dtype) -> EmptyPicture:
         """The latest one of ``dtype``, made anew when the size or the encoder's weights change."""
