@@ -65,6 +65,17 @@ class Box(NamedTuple):
         """What both hold."""
         return Box(*(f(a, b) for f, a, b in zip((max, min, max, min), self, other, strict=True)))
 
+    def beside(self, inner: Box) -> list[Box]:
+        """This box without ``inner``, which it holds."""
+        top, bottom, left, right = self
+        strips = [
+            Box(top, inner.top, left, right),
+            Box(inner.bottom, bottom, left, right),
+            Box(inner.top, inner.bottom, left, inner.left),
+            Box(inner.top, inner.bottom, inner.right, right),
+        ]
+        return [strip for strip in strips if strip.area]
+
     def cut(self, x: Tensor, top: int = 0, left: int = 0) -> Tensor:
         """View of this box in x [B, C, h, w], whose first cell is (top, left)."""
         return x[:, :, self.top - top : self.bottom - top, self.left - left : self.right - left]
@@ -132,13 +143,19 @@ class Part(NamedTuple):
     values: Tensor
     box: Box
 
-    def grown(self, empty: Tensor, size: tuple[int, int], wanted: Box) -> Tensor:
+    def shown(self, empty: Tensor, size: tuple[int, int], wanted: Box) -> Tensor:
         """``wanted`` of the map, of ``size``."""
         if wanted == self.box:
             return self.values.contiguous(memory_format=torch.channels_last)
-        found, both = cut(empty, size, wanted), self.box.meet(wanted)
-        values = both.cut(self.values, self.box.top, self.box.left)
-        both.cut(found, wanted.top, wanted.left).copy_(values)
+        rows, columns = wanted.bottom - wanted.top, wanted.right - wanted.left
+        shape = (self.values.shape[0], rows, columns, self.values.shape[1])
+        found = self.values.new_empty(shape).permute(0, 3, 1, 2)
+        inner = self.box.meet(wanted)
+        inner.cut(found, wanted.top, wanted.left).copy_(
+            inner.cut(self.values, self.box.top, self.box.left)
+        )
+        for strip in wanted.beside(inner):
+            strip.cut(found, wanted.top, wanted.left).copy_(cut(empty, size, strip))
         return found
 
 
@@ -164,11 +181,11 @@ class ObjectEncoder:
         box, taps, level = Box.around(mask[0]), [], 0
         stack = [Part(box.cut(image), box)]
 
-        def grown(number: int, wanted: Box) -> list[Tensor]:
+        def shown(number: int, wanted: Box) -> list[Tensor]:
             """``wanted`` of the uppermost maps."""
             maps = empty.stack(level)[-number:]
             parts = zip(stack[-number:], maps, strict=True)
-            return [part.grown(x, size, wanted) for part, x in parts]
+            return [part.shown(x, size, wanted) for part, x in parts]
 
         for step in steps[: empty.levels]:
             after = tuple(-(-n // step.stride) for n in size)
@@ -176,14 +193,14 @@ class ObjectEncoder:
             needed = reached.needed(step, size)
             if needed.area > WORTH * size[0] * size[1]:
                 break
-            made = step.run(*grown(step.takes, needed))
+            made = step.run(*shown(step.takes, needed))
             corner = (needed.top // step.stride, needed.left // step.stride)
             stack[-step.takes :] = [Part(reached.cut(x, *corner), reached) for x in made]
             level, size = level + 1, after
             if step.tap:
-                taps += grown(1, Box(0, size[0], 0, size[1]))
+                taps += shown(1, Box(0, size[0], 0, size[1]))
         del steps[:level]
-        whole = grown(len(stack), Box(0, size[0], 0, size[1])) if level else [image]
+        whole = shown(len(stack), Box(0, size[0], 0, size[1])) if level else [image]
         return whole, taps
 
     def _empty_picture(self, size: tuple[int, int], dtype: torch.dtype) -> EmptyPicture:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from model.folded import packs
 from model.layers import full_precision
 
 EPSILON = 1e-7
@@ -40,9 +42,22 @@ def prior_at_positions(query: Tensor, support: Tensor, valid: Tensor, outside: T
         for start in range(0, support.shape[2], TILE):
             tile = support[:, k, start : start + TILE]
             norms = full_precision(tile).norm(dim=2)[:, None, :] * query_norm
-            product = full_precision(torch.matmul(query, tile.transpose(1, 2)))
+            product = full_precision(products(query, tile))
             similarity = product.div_(norms.add_(EPSILON))
             similarity.masked_fill_(~valid[:, k, None, start : start + TILE], -torch.inf)
             best = torch.maximum(best, similarity.amax(dim=2))
         total = total + best
     return total / support.shape[1]
+
+
+def products(query: Tensor, support: Tensor) -> Tensor:
+    """Inner products: query [B, N, C], support [B, n, C] -> [B, N, n]."""
+    if query.dtype != torch.float32 or not packs(query):
+        return torch.matmul(query, support.transpose(1, 2))
+    # In float32 on CPUs a 1×1 convolution is quicker than torch's product of matrices.
+    maps = [
+        F.conv2d(q[None, None].permute(0, 3, 1, 2), s[:, :, None, None])
+        for q, s in zip(query, support, strict=True)
+    ]
+    found = maps[0] if len(maps) == 1 else torch.cat(maps)
+    return found.permute(0, 2, 3, 1)[:, 0]

@@ -87,12 +87,15 @@ class PyramidHead(nn.Module):
         dtype = bias.dtype
         spread = spread_matrix((h, w), dtype, f4.device)[positions]
         context = torch.matmul(spread, self._tapped_cells(f4, weights)) + bias
-        padded = F.pad(f4.to(dtype), (1, 1, 1, 1)).permute(0, 2, 3, 1).flatten(1, 2)
+        # The nine pixels around each position; those outside the map count as zero.
         taps = torch.arange(9, device=f4.device)
-        corners = positions // w * (w + 2) + positions % w
-        pixels = corners[:, :, None] + (taps // 3 * (w + 2) + taps % 3)  # [B, n, 9]
-        rows = torch.arange(batch, device=f4.device)[:, None, None]
-        patches = padded[rows, pixels].flatten(2)  # [B, n, 9 · C]
+        rows = (positions // w)[:, :, None] + (taps // 3 - 1)
+        columns = (positions % w)[:, :, None] + (taps % 3 - 1)
+        outside = (rows < 0) | (rows >= h) | (columns < 0) | (columns >= w)
+        pixels = (rows * w + columns).masked_fill_(outside, 0)  # [B, n, 9]
+        samples = torch.arange(batch, device=f4.device)[:, None, None]
+        patches = f4.to(dtype).permute(0, 2, 3, 1).flatten(1, 2)[samples, pixels]
+        patches = patches.masked_fill_(outside[:, :, :, None], 0).flatten(2)  # [B, n, 9 · C]
         return context.add_(F.linear(patches, weights.rows))
 
     def _tapped_cells(self, f4: Tensor, weights: HeadWeights) -> Tensor:
