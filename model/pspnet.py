@@ -100,11 +100,12 @@ class PyramidHead(nn.Module):
 
     def _tapped_cells(self, f4: Tensor, weights: HeadWeights) -> Tensor:
         """Every tap of the convolution applied to every grid cell: [B, 9 * 50, C5]."""
-        dtype = weights.direct.bias.dtype
-        parts = [
-            torch.matmul(taps, grid.flatten(2).to(dtype)[:, None]).mT
-            for grid, taps in zip(self.grids(f4), weights.taps, strict=True)
-        ]
+        parts = []
+        for grid, taps in zip(self.grids(f4), weights.taps, strict=True):
+            cells = grid.flatten(2).to(taps.dtype)  # [B, c, cells]
+            tapped = torch.matmul(taps.flatten(0, 1), cells.transpose(0, 1).flatten(1))
+            tapped = tapped.unflatten(1, (cells.shape[0], -1)).unflatten(0, (9, -1))
+            parts.append(tapped.permute(2, 0, 3, 1))  # [B, 9, cells, C5]
         return torch.cat(parts, dim=2).flatten(1, 2)
 
     def _weights(self, dtype: torch.dtype) -> HeadWeights:

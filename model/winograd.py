@@ -32,7 +32,7 @@ class Limits(NamedTuple):
     tiles: int
 
 
-LIMITS = {2: Limits(256, 200), 4: Limits(128, 64)}
+LIMITS = {2: Limits(256, 200), 4: Limits(256, 64)}
 # Bytes of transformed input to work on at a time: more leaves the caches, and what is larger than
 # 32 MB is given back to the system and cleared anew each time.
 PART = 28_000_000

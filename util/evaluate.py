@@ -60,6 +60,8 @@ UNSTATED = ("arch", "backbone", "pretrained", "base_weight", "compute", "tf32", 
 PRIOR_MAPS = ("f5", "f4", "mean of both")
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PICTURE_SHARE = 0.1  # of the host's budget, for decoded pictures; a picture is cheap to read again
+# Query pixels matched at a time: enough to fill the device, few enough to spare its memory.
+PIXELS_AT_ONCE = {"cpu": 130_000, "cuda": 1_000_000}
 FROZEN_SHARE = 0.75  # of the budget between epochs; the rest serves within one epoch
 
 
@@ -533,7 +535,7 @@ class _Walk:
 
     def go(self, bar: tqdm) -> None:
         self.reader.start(self._demand())
-        step = self.evaluator.cfg.batch_size_val
+        step = episodes_at_once(self.evaluator.cfg, self.evaluator.device)
         size = (self.evaluator.cfg.val_size,) * 2
         for job in self.jobs:
             query = self._query(job.query)
@@ -635,6 +637,19 @@ class _Naive:
             self.queries += 1
             self.supports += len(supports)
             bar.update(1)
+
+
+def episodes_at_once(cfg: Any, device: torch.device) -> int:
+    """How many episodes about one query are matched together.
+
+    ``batch_size_val``, or chosen by the size; one in textbook form, which is there to count
+    exactly as the naive loop does: in a batch the last digits of a product may differ.
+    """
+    if cfg.batch_size_val is not None:
+        return cfg.batch_size_val
+    if cfg.compute == "textbook":
+        return 1
+    return max(1, PIXELS_AT_ONCE.get(device.type, 0) // cfg.val_size**2)
 
 
 def repeated(encoding: Any, times: int) -> Any:

@@ -243,7 +243,7 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
         _bool("evaluate", True, "validate while training"),
         _bool("SubEpoch_val", True, "validate in the middle of an epoch too"),
         _bool("fix_random_seed_val", True, "the same validation episodes in every epoch"),
-        _int("batch_size_val", 1, "episodes evaluated at once", 1),
+        _int("batch_size_val", None, "episodes evaluated at once; null: by the picture's size", 1),
         _bool("resized_val", True, "resize to val_size x val_size; False: keep the aspect, pad"),
         _bool("ori_resize", True, "score at the picture's own size; False: at val_size"),
         _int("episodes", None, "episodes of a run (pascal 1000, coco 10000, others 200)", 1),
