@@ -18,11 +18,11 @@ OBJECT_SHARE = 0.08
 
 
 def model_pair(
-    config: str, device: torch.device, overrides: list | None = None
+    config: str, device: torch.device, overrides: list | None = None, only: str | None = None
 ) -> dict[str, nn.Module]:
-    """The same random weights as textbook and fast model."""
+    """The same random weights as textbook and fast model, or ``only`` one of them."""
     pair = {}
-    for compute in ("textbook", "fast"):
+    for compute in ("textbook", "fast") if only is None else (only,):
         torch.manual_seed(0)
         cfg = load_config(config, [*(overrides or []), "compute", compute])
         pair[compute] = build_model(cfg).to(device).eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from functools import partial
 
 import torch
@@ -12,14 +11,21 @@ from benchmark.cases import CONFIGS, autocast, episodes, model_pair, predict, tr
 from benchmark.measure import (
     alternate,
     convolution_rate,
+    in_fresh_process,
     medians,
     operations,
     peak_memory,
     shares,
     synchronise,
 )
+from util.config import load_config
 
 BF16 = torch.bfloat16
+FORMS = {
+    "textbook float32": ("textbook", None),
+    "fast float32": ("fast", None),
+    "fast bf16": ("fast", BF16),
+}
 
 
 def evaluation(
@@ -32,16 +38,13 @@ def evaluation(
         models = model_pair(CONFIGS.get(size, CONFIGS[473]), device)
         for shot in shots:
             data = episodes(size, shot, 1, device)
-            forms = {
-                "textbook float32": (models["textbook"], None),
-                "fast float32": (models["fast"], None),
-                "fast bf16": (models["fast"], BF16),
-            }
             calls = {
-                name: partial(predict, model, data, dtype) for name, (model, dtype) in forms.items()
+                name: partial(predict, models[compute], data, dtype)
+                for name, (compute, dtype) in FORMS.items()
             }
             times = medians(alternate(calls, device, repeats if shot == 1 else max(3, repeats - 2)))
-            for name, (model, dtype) in forms.items():
+            for name, (compute, dtype) in FORMS.items():
+                model = models[compute]
                 with torch.no_grad(), autocast(device, dtype):
                     flops = operations(partial(_forward, model, data))
                 rate = flops / times[name]
@@ -95,26 +98,20 @@ def training(
     """Rows: size, batch, form; milliseconds and peak extra memory of a step. Batch 0: config's."""
     rows = []
     for size in sizes:
-        models = model_pair(CONFIGS.get(size, CONFIGS[473]), device)
+        config = CONFIGS.get(size, CONFIGS[473])
         for batch in batches:
-            batch = batch or {473: 4, 633: 6}[size]
+            batch = batch or load_config(config).batch_size
+            models = model_pair(config, device)
             data = episodes(size, 1, batch, device)
-            forms = {
-                "textbook float32": (models["textbook"], None),
-                "fast float32": (models["fast"], None),
-                "fast bf16": (models["fast"], BF16),
-            }
             calls = {
-                name: partial(train_step, model, data, dtype)
-                for name, (model, dtype) in forms.items()
+                name: partial(train_step, models[compute], data, dtype)
+                for name, (compute, dtype) in FORMS.items()
             }
-            times = medians(alternate(calls, device, repeats)) if batch == 1 else {}
-            memory = {}
-            for name, call in calls.items():
-                start = time.perf_counter()
-                memory[name] = peak_memory(call, device)
-                # A larger batch takes minutes: its time is that of the one step that was weighed.
-                times.setdefault(name, time.perf_counter() - start)
+            # A larger batch takes minutes.
+            times = medians(alternate(calls, device, repeats if batch == 1 else 1))
+            del models, data, calls
+            gc.collect()
+            memory = {name: _memory(config, size, batch, name, device) for name in FORMS}
             rows += [
                 {
                     "size": size,
@@ -125,11 +122,24 @@ def training(
                     "peak_mib": memory[name],
                     "memory_ratio": memory[name] / memory["textbook float32"],
                 }
-                for name in calls
+                for name in FORMS
             ]
-        del models
-        gc.collect()
     return rows
+
+
+def _memory(config: str, size: int, batch: int, form: str, device: torch.device) -> float:
+    """MiB of a step beyond the loaded model, which has made one before."""
+    if device.type == "cpu":
+        return in_fresh_process(_peak, config, size, batch, form, device)
+    return _peak(config, size, batch, form, device)
+
+
+def _peak(config: str, size: int, batch: int, form: str, device: torch.device) -> float:
+    compute, dtype = FORMS[form]
+    model = model_pair(config, device, only=compute)[compute]
+    data = episodes(size, 1, batch, device)
+    train_step(model, data, dtype)
+    return peak_memory(partial(train_step, model, data, dtype), device)
 
 
 def growth(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +68,13 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float:
     before = _status("VmRSS")
     function()
     return (_status("VmHWM") - before) / 1024
+
+
+def in_fresh_process(function: Callable, *args):
+    """What ``function(*args)`` returns in a new process, whose allocator keeps nothing yet."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
 
 
 def _status(field: str) -> int:

@@ -121,7 +121,8 @@ class FewShotModel(nn.Module):
 
     def encode_episode(self, query_image: Tensor, images: Tensor, masks: Tensor) -> tuple[Any, Any]:
         """Both at once; models override it where one pass over all pictures is faster."""
-        return self.encode_query(query_image), self.encode_support(images, masks)
+        support = self.encode_support(images, masks)  # first: it keeps less while the other runs
+        return self.encode_query(query_image), support
 
     def prepare_query(self, encoding: Any) -> Any:
         """Learned part of a query picture; of the encoding alone."""

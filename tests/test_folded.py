@@ -1,0 +1,97 @@
+"""The forms of a folded convolution against torch's own, with shortcut and ReLU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from benchmark.measure import operations
+from model.folded import SHAPES, FoldedConv, packs
+from model.prior import products
+
+CL = torch.channels_last
+HALF = [torch.bfloat16] if packs(torch.zeros(1, dtype=torch.bfloat16)) else []
+
+
+def folded(inputs, outputs, kernel, dtype=torch.float32, **options):
+    make = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(inputs, outputs, kernel, **options)
+    shape = conv.weight.shape
+    weight = torch.randn(shape, generator=make) / (kernel * inputs**0.5)
+    bias = torch.randn(outputs, generator=make)
+    return FoldedConv(weight.to(dtype).contiguous(memory_format=CL), bias.to(dtype), conv)
+
+
+def reference(conv: FoldedConv, x, shortcut, rectify):
+    options = (conv.conv.stride, conv.conv.padding, conv.conv.dilation, conv.conv.groups)
+    found = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), *options)
+    found = found if shortcut is None else found + shortcut.double()
+    return found.relu() if rectify else found
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([torch.float32, torch.float64, *HALF]),
+    st.sampled_from([(1, {}), (1, {"stride": 2}), (3, {"padding": 1}), (3, {"padding": 0}),
+                     (3, {"padding": 2, "dilation": 2}), (3, {"padding": 1, "stride": 2}),
+                     (3, {"padding": 1, "groups": 4})]),
+    st.lists(st.tuples(st.integers(1, 2), st.integers(3, 30), st.integers(3, 30)),
+             min_size=1, max_size=4),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_equals_the_convolution(dtype, form, sizes, last, add, rectify):
+    """For inputs of several sizes, one after the other and again."""
+    kernel, options = form
+    conv = folded(8, 12, kernel, dtype, **options)
+    make = torch.Generator().manual_seed(1)
+    limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    for batch, height, width in sizes + sizes:
+        x = torch.randn(batch, 8, height, width, generator=make).to(dtype)
+        x = x.contiguous(memory_format=CL) if last else x
+        shortcut = torch.randn(reference(conv, x, None, False).shape, generator=make).to(dtype)
+        shortcut = shortcut if add else None
+        expected = reference(conv, x, shortcut, rectify)
+        before = x.clone()
+        with torch.inference_mode():
+            found = conv(x, shortcut, rectify)
+        assert found.dtype == dtype and torch.equal(x, before)
+        assert (found.double() - expected).abs().max() <= limit * (1 + expected.abs().max())
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not packs(torch.zeros(1)), reason="this torch has no oneDNN")
+def test_laid_out_weights_are_kept_for_few_shapes():
+    conv = folded(8, 12, 1)
+    for side in (5, 6, 5, 7, 5):
+        conv(torch.randn(1, 8, side, side))
+        shapes = [shape[2] for shape, _ in conv._layouts]
+        assert len(shapes) <= SHAPES and side in shapes
+    assert 5 in shapes and 7 in shapes
+    kept = conv._packed(torch.empty(1, 8, 5, 5))
+    assert conv._packed(torch.empty(1, 8, 5, 5)) is kept
+
+
+def test_what_oneDNN_computes_is_counted():  # noqa: N802
+    x, shortcut = torch.randn(1, 8, 9, 9), torch.randn(1, 12, 5, 5)
+    conv, same = folded(8, 12, 3, padding=1, stride=2), folded(8, 8, 3, padding=1, groups=4)
+    with torch.inference_mode():
+        assert operations(lambda: conv(x)) == 2 * 12 * 25 * 8 * 9
+        assert operations(lambda: conv(x, shortcut, True)) == 2 * 12 * 25 * 8 * 9
+        assert operations(lambda: same(x)) == 2 * 8 * 81 * 2 * 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch, places", [(1, 7), (3, 1), (2, 5)])
+def test_products_of_features(dtype, batch, places):
+    torch.manual_seed(0)
+    query, support = torch.randn(batch, 20, 16), torch.randn(batch, places, 16)
+    found = products(query.to(dtype), support.to(dtype))
+    expected = torch.einsum("bnc,bmc->bnm", query.double(), support.double())
+    assert found.shape == expected.shape and found.dtype == dtype
+    assert torch.allclose(found.double(), expected, atol=1e-4)
