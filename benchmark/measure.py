@@ -102,9 +102,10 @@ def _packed_sum_operations(shortcut, x, weight, *_, **__) -> int:
 LEFT_OUT = {
     torch.ops.aten.addmm_: _product_operations,
     torch.ops.aten.baddbmm_: _product_operations,
-    torch.ops.mkldnn._convolution_pointwise: _packed_operations,
-    torch.ops.mkldnn._convolution_pointwise_: _packed_sum_operations,
 }
+if torch.backends.mkldnn.is_available():
+    LEFT_OUT[torch.ops.mkldnn._convolution_pointwise] = _packed_operations
+    LEFT_OUT[torch.ops.mkldnn._convolution_pointwise_] = _packed_sum_operations
 
 
 def operations(function: Callable[[], object]) -> int:
