@@ -39,14 +39,16 @@ class Step(NamedTuple):
 class Encoder(nn.Module):
     """Steps one after the other.
 
-    ``block_relu``: False gives f2, f3, f4 as they are before the ReLU; what flows on to the next
-    step is always rectified.
+    ``block_relu``: False gives f2, f3, f4 as they are before the ReLU; the next stage starts from
+    their ReLU all the same.
     """
 
     block_relu = True
 
     def steps(self) -> list[Step]:
-        """From the picture to f4; three of them are taps, which no later step overwrites."""
+        """From the picture to f4; three of them are taps. No later step overwrites
+        these: the next stage begins with a copy, be it ReLU, pool or downsampled shortcut.
+        """
         raise TypeError(f"{type(self).__name__} must define steps")
 
     def features(self, taps: Sequence[Tensor]) -> Features:

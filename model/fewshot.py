@@ -121,7 +121,8 @@ class FewShotModel(nn.Module):
 
     def encode_episode(self, query_image: Tensor, images: Tensor, masks: Tensor) -> tuple[Any, Any]:
         """Both at once; models override it where one pass over all pictures is faster."""
-        support = self.encode_support(images, masks)  # first: it keeps less while the other runs
+        # Supports first: less of them is kept while the query is encoded.
+        support = self.encode_support(images, masks)
         return self.encode_query(query_image), support
 
     def prepare_query(self, encoding: Any) -> Any:

@@ -18,6 +18,14 @@ from torch import Tensor, nn
 from model.winograd import Winograd, best_tile, pays
 
 SHAPES = 2  # of inputs, for which laid-out weights are kept
+# Of torch.ops.mkldnn; torch's own compiler relies on them, its documentation leaves them out.
+OPERATIONS = (
+    "_convolution_pointwise",
+    "_convolution_pointwise_",
+    "_reorder_convolution_weight",
+    "_is_mkldnn_bf16_supported",
+    "_is_mkldnn_fp16_supported",
+)
 
 
 def finish(x: Tensor, shortcut: Tensor | None, rectify: bool) -> Tensor:
@@ -31,8 +39,8 @@ def finish(x: Tensor, shortcut: Tensor | None, rectify: bool) -> Tensor:
 class FoldedConv:
     """Use it without gradient.
 
-    weight [O, C, k, k] (channels last), bias [O]; ``conv`` gives stride, padding, dilation and
-    groups; ``source`` tells which tensors it was made from.
+    weight [O, C, k, k] (channels last), bias [O]; ``conv`` gives kernel size, stride, padding,
+    dilation and groups; ``source`` tells which tensors it was made from.
     """
 
     weight: Tensor
@@ -42,23 +50,25 @@ class FoldedConv:
     _layouts: list[tuple[list[int], Tensor]] = field(default_factory=list)
 
     def __call__(self, x: Tensor, shortcut: Tensor | None = None, rectify: bool = False) -> Tensor:
-        """[B, C, h, w] -> [B, O, h', w'], plus ``shortcut``, then ReLU; may overwrite it."""
+        """[B, C, h, w] -> [B, O, h', w'], plus ``shortcut``, which may be overwritten, then ReLU
+        with ``rectify``.
+        """
         x = x.to(self.weight.dtype)
         conv = self.conv
         if self._square and pays(x.shape, self.weight, conv.dilation[0]):
-            return finish(self._winograd(x, rectify and shortcut is None), shortcut, rectify)
+            if shortcut is None:
+                return self._winograd(x, rectify)
+            return finish(self._winograd(x), shortcut, rectify)
         if not packs(x):
             options = (conv.stride, conv.padding, conv.dilation, conv.groups)
             return finish(F.conv2d(x, self.weight, self.bias, *options), shortcut, rectify)
-        after = "relu" if rectify else "none"
-        options = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        weight, options = self._packed(x), (conv.padding, conv.stride, conv.dilation, conv.groups)
         if shortcut is None:
-            run = torch.ops.mkldnn._convolution_pointwise
-            return run(x, self._packed(x), self.bias, *options, after, [], "")
-        run = torch.ops.mkldnn._convolution_pointwise_.binary
-        after = after if rectify else None
+            run, after = torch.ops.mkldnn._convolution_pointwise, "relu" if rectify else "none"
+            return run(x, weight, self.bias, *options, after, [], "")
+        run, after = torch.ops.mkldnn._convolution_pointwise_.binary, "relu" if rectify else None
         shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        return run(shortcut, x, self._packed(x), self.bias, *options, "add", 1.0, after, [], "")
+        return run(shortcut, x, weight, self.bias, *options, "add", 1.0, after, [], "")
 
     @cached_property
     def _square(self) -> bool:
@@ -77,34 +87,37 @@ class FoldedConv:
         return Winograd(self.weight, self.bias, dilation, best_tile(self.weight.dtype))
 
     def _packed(self, x: Tensor) -> Tensor:
-        """The weights as oneDNN reads them for inputs of x's shape; those of two shapes are kept
-        (pictures, and supports around their objects).
+        """The weights as oneDNN reads them for inputs of x's shape: those for another shape may be
+        far slower. They are kept for two shapes, of which the one that came again stays longer:
+        pictures have one shape, supports around their objects many.
         """
         shape = list(x.shape)
-        found = next((layout for known, layout in self._layouts if known == shape), None)
-        if found is None:
-            conv = self.conv
-            options = (conv.padding, conv.stride, conv.dilation, conv.groups)
-            with torch.inference_mode(False), torch.no_grad():
-                reorder = torch.ops.mkldnn._reorder_convolution_weight
-                found = reorder(self.weight, *options, shape)
+        known = [pair for pair in self._layouts if pair[0] == shape]
         others = [pair for pair in self._layouts if pair[0] != shape]
-        self._layouts = [(shape, found), *others][:SHAPES]
+        if known:
+            self._layouts = [*known, *others]
+            return known[0][1]
+        conv = self.conv
+        options = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        with torch.inference_mode(False), torch.no_grad():
+            reorder = torch.ops.mkldnn._reorder_convolution_weight
+            found = reorder(self.weight, *options, shape)
+        self._layouts = [*others[: SHAPES - 1], (shape, found)]
         return found
 
 
 def packs(x: Tensor) -> bool:
     """Whether oneDNN's own form is there for ``x`` (and nothing traces what is computed)."""
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
-    if torch.compiler.is_compiling():
-        return False
-    return _packs(x.dtype)
+    return torch.backends.mkldnn.is_available() and _packs(x.dtype)
 
 
 @lru_cache
 def _packs(dtype: torch.dtype) -> bool:
     ops = torch.ops.mkldnn
+    if not all(hasattr(ops, name) for name in OPERATIONS):
+        return False
     if dtype == torch.float16:
         return ops._is_mkldnn_fp16_supported()
     if dtype == torch.bfloat16:

@@ -8,6 +8,7 @@ from a constant near the border only, so that a smaller one tells them all.
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -107,6 +108,7 @@ class EmptyPicture:
             stride = after
         with torch.inference_mode(False):
             self._stacks = [(torch.zeros(1, 3, 1, 1, dtype=dtype),)]
+        self._lock = Lock()
 
     @property
     def levels(self) -> int:
@@ -114,10 +116,9 @@ class EmptyPicture:
 
     def stack(self, level: int) -> tuple[Tensor, ...]:
         """The maps before step ``level``, for :func:`cut`."""
-        while len(self._stacks) <= level:
-            step, small = self._steps[len(self._stacks) - 1], self._small[len(self._stacks) - 1]
-            stack = self._stacks[-1]
-            with torch.inference_mode(False), torch.no_grad():
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            for done in range(len(self._stacks) - 1, level):
+                step, small, stack = self._steps[done], self._small[done], self._stacks[done]
                 whole = Box(0, small[0], 0, small[1])
                 taken = [cut(x, small, whole) for x in stack[-step.takes :]]
                 self._stacks.append((*stack[: -step.takes], *step.run(*taken)))
@@ -144,7 +145,7 @@ class Part(NamedTuple):
     box: Box
 
     def shown(self, empty: Tensor, size: tuple[int, int], wanted: Box) -> Tensor:
-        """``wanted`` of the map, of ``size``."""
+        """``wanted`` of the map, of ``size``; may be the part's own values."""
         if wanted == self.box:
             return self.values.contiguous(memory_format=torch.channels_last)
         rows, columns = wanted.bottom - wanted.top, wanted.right - wanted.left
@@ -202,6 +203,9 @@ class ObjectEncoder:
         del steps[:level]
         whole = shown(len(stack), Box(0, size[0], 0, size[1])) if level else [image]
         return whole, taps
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_empty": {}}
 
     def _empty_picture(self, size: tuple[int, int], dtype: torch.dtype) -> EmptyPicture:
         """The latest one of ``dtype``, made anew when the size or the encoder's weights change."""

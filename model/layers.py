@@ -60,7 +60,7 @@ class ConvNorm(nn.Module):
 
     With ``fold`` set, a batch norm that is in evaluation mode is folded into the convolution: one
     operation and one stored map instead of two. Where gradients flow, they flow through the
-    folding. Otherwise the folded weights are kept as a view made on demand: not in the state
+    folding, which torch.compile traces too. Otherwise the folded weights are kept as a view made on demand: not in the state
     dict, made anew whenever one of the tensors they come from has changed.
     """
 
@@ -78,8 +78,10 @@ class ConvNorm(nn.Module):
         """
         if not self.fold or self.bn.training:
             return finish(self.bn(self.conv(x)), shortcut, rectify)
-        conv = self.conv
-        if torch.is_grad_enabled() and conv.weight.requires_grad:
+        inputs = (x, shortcut, self.conv.weight, self.bn.weight)
+        learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+        if learns or torch.compiler.is_compiling():
+            conv = self.conv
             options = (conv.stride, conv.padding, conv.dilation, conv.groups)
             return finish(F.conv2d(x, *self._fuse(), *options), shortcut, rectify)
         return self.folded(compute_dtype(x))(x, shortcut, rectify)

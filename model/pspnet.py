@@ -56,7 +56,7 @@ class PyramidHead(nn.Module):
     def grids(self, f4: Tensor) -> list[Tensor]:
         """Average pools to 1, 2, 3, 6 cells a side, each 1×1 conv + BN + ReLU."""
         return [
-            F.relu(pool(F.adaptive_avg_pool2d(f4, bins)))
+            pool(F.adaptive_avg_pool2d(f4, bins), rectify=True)
             for bins, pool in zip(BINS, self.pools, strict=True)
         ]
 

@@ -75,11 +75,17 @@ def worst(a: dict, b: dict) -> tuple[float, str]:
     "script, stage, arch, options, limit",
     [
         ("train.py", "stage2", "HDMNet", ("optimizer", "sgd"), 1e-5),
-        ("tests/train_in_double.py", "stage2", "HDMNet", ("evaluate", False), 1e-9),
+        (
+            "tests/train_in_double.py",
+            "stage2",
+            "HDMNet",
+            ("optimizer", "adamw", "evaluate", False),
+            1e-9,
+        ),
         pytest.param("train_base.py", "stage1", "PSPNet", (), 1e-5, marks=pytest.mark.slow),
     ],
     ids=["SGD", "AdamW-float64", "stage1"],
-)
+)  # fmt: skip
 def test_two_processes_follow_one_with_the_joint_batch(case, script, stage, arch, options, limit):
     """20 steps, batch norms fixed, dropout on, parts with different numbers of valid pixels.
 
@@ -96,11 +102,9 @@ def test_two_processes_follow_one_with_the_joint_batch(case, script, stage, arch
     assert one["iteration"] == two["iteration"] == 20
     difference, name = worst(two["model"], one["model"])
     assert difference <= limit, name
-    assert all(
-        x.dtype == torch.float64
-        for x in one["model"].values()
-        if limit < 1e-5 and x.is_floating_point()
-    )
+    if script.endswith("in_double.py"):
+        assert all(x.dtype != torch.float32 for x in one["model"].values())
+        return
     # the validation that chose the best was shared by the two, and counts are integers
     assert one["best"] == pytest.approx(two["best"], abs=1e-3)
 

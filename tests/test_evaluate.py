@@ -29,7 +29,16 @@ from util.cache import ByteCache, budgets, free_memory
 from util.config import load_config
 from util.episodes import Episode
 from util.errors import FewShotError
-from util.evaluate import Evaluator, Job, Task, plan_jobs, plan_tasks, restore, weight_file
+from util.evaluate import (
+    Evaluator,
+    Job,
+    Task,
+    episodes_at_once,
+    plan_jobs,
+    plan_tasks,
+    restore,
+    weight_file,
+)
 from util.lists import FoldIndex, build_index
 from util.reader import PictureReader
 
@@ -168,6 +177,23 @@ def test_the_walk_counts_exactly_what_the_naive_loop_counts(config, shot, cache_
     assert walk.counts.counts.counts[..., 1].sum() > 0, "nothing was found: the test is blind"
     assert naive.timing["encoder_passes"] == 2 * 12 * (1 + shot)
     assert walk.timing["encoder_passes"] < naive.timing["encoder_passes"]
+
+
+@pytest.mark.parametrize(
+    "changes, device, expected",
+    [
+        ((), "cpu", 13),
+        (("val_size", 473), "cpu", 1),
+        (("val_size", 473), "cuda", 4),
+        (("val_size", 473, "shot", 5), "cuda", 1),
+        (("compute", "textbook"), "cpu", 1),
+        (("compute", "textbook", "batch_size_val", 6), "cpu", 6),
+        (("val_size", 633, "batch_size_val", 8), "cpu", 8),
+    ],
+)
+def test_as_many_episodes_at_once_as_suit_the_device(config, changes, device, expected) -> None:
+    cfg = load_config(config, ["val_size", 97, *changes])
+    assert episodes_at_once(cfg, torch.device(device)) == expected
 
 
 def test_the_fast_model_in_batches_agrees_with_the_textbook_model(config) -> None:

@@ -9,12 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import model.folded
 from benchmark.measure import operations
 from model.folded import SHAPES, FoldedConv, packs
+from model.layers import ConvNorm
 from model.prior import products
+from model.winograd import LIMITS
 
 CL = torch.channels_last
-HALF = [torch.bfloat16] if packs(torch.zeros(1, dtype=torch.bfloat16)) else []
+LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 0.03}
+FORMS = [(1, {}), (1, {"stride": 2}), (3, {"padding": 1}), (3, {"padding": 0}),
+         (3, {"padding": 2, "dilation": 2}), (3, {"padding": 1, "stride": 2}),
+         (3, {"padding": 1, "groups": 4})]  # fmt: skip
 
 
 def folded(inputs, outputs, kernel, dtype=torch.float32, **options):
@@ -35,22 +41,30 @@ def reference(conv: FoldedConv, x, shortcut, rectify):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.sampled_from([torch.float32, torch.float64, *HALF]),
-    st.sampled_from([(1, {}), (1, {"stride": 2}), (3, {"padding": 1}), (3, {"padding": 0}),
-                     (3, {"padding": 2, "dilation": 2}), (3, {"padding": 1, "stride": 2}),
-                     (3, {"padding": 1, "groups": 4})]),
+    st.sampled_from(list(LIMIT)),
+    st.sampled_from(FORMS),
+    st.sampled_from(["own choice", "torch's", "Winograd's"]),
     st.lists(st.tuples(st.integers(1, 2), st.integers(3, 30), st.integers(3, 30)),
              min_size=1, max_size=4),
     st.booleans(),
     st.booleans(),
     st.booleans(),
 )  # fmt: skip
-def test_equals_the_convolution(dtype, form, sizes, last, add, rectify):
-    """For inputs of several sizes, one after the other and again."""
+def test_equals_the_convolution(dtype, form, way, sizes, last, add, rectify):
+    """For inputs of several sizes, one after the other and again; every way to compute it."""
     kernel, options = form
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "torch's":
+            patch.setattr(model.folded, "packs", lambda x: False)
+        if way == "Winograd's":
+            for tile, limits in LIMITS.items():
+                patch.setitem(LIMITS, tile, limits._replace(channels=1, tiles=1))
+        check(dtype, kernel, options, sizes, last, add, rectify)
+
+
+def check(dtype, kernel, options, sizes, last, add, rectify):
     conv = folded(8, 12, kernel, dtype, **options)
     make = torch.Generator().manual_seed(1)
-    limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
     for batch, height, width in sizes + sizes:
         x = torch.randn(batch, 8, height, width, generator=make).to(dtype)
         x = x.contiguous(memory_format=CL) if last else x
@@ -61,20 +75,29 @@ def test_equals_the_convolution(dtype, form, sizes, last, add, rectify):
         with torch.inference_mode():
             found = conv(x, shortcut, rectify)
         assert found.dtype == dtype and torch.equal(x, before)
-        assert (found.double() - expected).abs().max() <= limit * (1 + expected.abs().max())
+        assert (found.double() - expected).abs().max() <= LIMIT[dtype] * (1 + expected.abs().max())
 
 
 @torch.no_grad()
 @pytest.mark.skipif(not packs(torch.zeros(1)), reason="this torch has no oneDNN")
 def test_laid_out_weights_are_kept_for_few_shapes():
     conv = folded(8, 12, 1)
-    for side in (5, 6, 5, 7, 5):
+    for side in (5, 6, 5, 7, 8, 9, 5):  # 5 comes again, the others do not
         conv(torch.randn(1, 8, side, side))
         shapes = [shape[2] for shape, _ in conv._layouts]
-        assert len(shapes) <= SHAPES and side in shapes
-    assert 5 in shapes and 7 in shapes
+        assert len(shapes) <= SHAPES and {5, side} <= set(shapes)
     kept = conv._packed(torch.empty(1, 8, 5, 5))
     assert conv._packed(torch.empty(1, 8, 5, 5)) is kept
+
+
+def test_gradients_reach_the_input_of_frozen_weights():
+    conv = ConvNorm(8, 12, 1).requires_grad_(False).eval()
+    found = []
+    for conv.fold in (False, True):
+        x = torch.randn(1, 8, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        conv(x, torch.ones(1, 12, 5, 5), rectify=True).sum().backward()
+        found.append(x.grad)
+    assert torch.allclose(*found, atol=1e-6) and found[0].abs().sum() > 0
 
 
 def test_what_oneDNN_computes_is_counted():  # noqa: N802

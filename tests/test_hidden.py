@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.hidden import Box, EmptyPicture, ObjectEncoder
+from model.layers import set_folding
 from tests.models import build
 
 CL = torch.channels_last
@@ -135,6 +141,36 @@ def test_a_small_object_in_a_large_picture(encoder):
         assert (a - b).norm() <= 1e-12 * b.norm()
 
 
+def test_threads_share_what_is_kept():
+    encoder, images = encoder_of(CASES[1]), []
+    for t in (0, 60, 130, 250):
+        image, mask = picture(300, 290, Box(t, t + 30, t, t + 40))
+        with torch.inference_mode():
+            images.append((image, mask, encoder(image)))
+    for _ in range(4):
+        shared, together = ObjectEncoder(encoder), Barrier(len(images))
+
+        def encode(case, shared=shared, together=together):
+            image, mask, expected = case
+            together.wait()
+            with torch.inference_mode():
+                found = shared(image, mask)
+            return all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected))  # noqa: B905
+
+        with ThreadPoolExecutor(len(images)) as pool:
+            assert all(pool.map(encode, images))
+
+
+def test_what_is_kept_is_not_copied():
+    encoder = ObjectEncoder(encoder_of(CASES[1]))
+    image, mask = picture(300, 290, Box(0, 30, 0, 40))
+    with torch.no_grad():
+        expected = encoder(image, mask)
+        for same in (pickle.loads(pickle.dumps(encoder)), copy.deepcopy(encoder)):
+            assert encoder._empty and not same._empty
+            assert all(map(torch.equal, same(image, mask), expected))
+
+
 def test_in_half_precision():
     encoder = ObjectEncoder(encoder_of(CASES[1]).float())
     image, mask = picture(300, 290, Box(101, 133, 77, 120))
@@ -170,3 +206,14 @@ def test_a_small_picture_offers_nothing():
     encoder = encoder_of(CASES[1])
     assert EmptyPicture(encoder, (6, 400), torch.float64).levels == 0
     assert EmptyPicture(encoder, (400, 400), torch.float64).levels > 3
+
+
+def test_a_compiled_encoder_traces_no_kept_weights():
+    """Winograd's and oneDNN's forms are for eager use; a traced encoder gives the same."""
+    encoder = encoder_of(CASES[1]).float()
+    set_folding(encoder, True)
+    image = torch.randn(1, 3, 65, 65)
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for a, b in zip(compiled(image), encoder(image), strict=True):
+            assert torch.allclose(a, b, atol=1e-4)

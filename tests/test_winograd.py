@@ -36,8 +36,10 @@ def test_equals_the_convolution(tile, dilation, batch, channels, size, last):
     x, weight, bias = case(batch, *channels, *size)
     if last:
         x = x.contiguous(memory_format=CL)
-    found = Winograd(weight, bias, dilation, tile)(x)
+    winograd = Winograd(weight, bias, dilation, tile)
+    found = winograd(x)
     expected = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+    assert torch.equal(winograd(x, rectify=True), found.relu())
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-11
 

@@ -642,14 +642,14 @@ class _Naive:
 def episodes_at_once(cfg: Any, device: torch.device) -> int:
     """How many episodes about one query are matched together.
 
-    ``batch_size_val``, or chosen by the size; one in textbook form, which is there to count
-    exactly as the naive loop does: in a batch the last digits of a product may differ.
+    ``batch_size_val``, or chosen by size and number of supports; one in textbook form, which is
+    there to count exactly as the naive loop does: in a batch a product's last digits may differ.
     """
     if cfg.batch_size_val is not None:
         return cfg.batch_size_val
     if cfg.compute == "textbook":
         return 1
-    return max(1, PIXELS_AT_ONCE.get(device.type, 0) // cfg.val_size**2)
+    return max(1, PIXELS_AT_ONCE.get(device.type, 0) // (cfg.val_size**2 * cfg.shot))
 
 
 def repeated(encoding: Any, times: int) -> Any:
