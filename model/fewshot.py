@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import fix_batch_norms, full_precision
+from model.layers import align_rows, fix_batch_norms, full_precision
 
 BAND = 64
 
@@ -30,7 +30,8 @@ class Output(NamedTuple):
     """Result of an episode batch.
 
     final: logits [B, 2, H, W] (background, object); meta: the same without the base learner, or
-    None; base: logits of the base learner [B, 1+N, H, W], or None; prior: [B, 2, h, w] in [-1, 1],
+    None; base: logits of the base learner [B, 1+N, H, W], in training mode at the encoder's size,
+    or None; prior: [B, 2, h, w] in [-1, 1],
     or None; correlations: mean correlation maps [B, h_l, w_l], finest stage first.
     """
 
@@ -212,15 +213,25 @@ class FewShotModel(nn.Module):
 def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy in float32, pixels with target 255 left out (0 when all are).
 
-    logits [B, C, H, W]; target [B, H, W], integer.
+    logits [B, C, h, w], enlarged to the target's size where they are smaller; target [B, H, W],
+    integer.
     """
-    # Without gradients nothing has to be kept: bands of rows bound the memory of the log-softmax,
-    # which for a base learner's many classes would exceed everything else.
-    rows = logits.shape[2] if logits.requires_grad else BAND
+    height, width = target.shape[-2:]
+    # Without gradients nothing has to be kept: bands of rows bound the memory of enlarged logits
+    # and log-softmax, which for a base learner's many classes would exceed everything else.
+    rows = height if logits.requires_grad else BAND
     with torch.autocast(logits.device.type, enabled=False):
-        bands = zip(logits.split(rows, dim=2), target.split(rows, dim=1), strict=True)
-        total = sum(
-            F.cross_entropy(full_precision(band), truth.long(), ignore_index=255, reduction="sum")
-            for band, truth in bands
-        )
+        total = 0
+        for first in range(0, height, rows):
+            end = min(first + rows, height)
+            if tuple(logits.shape[-2:]) == (height, width):
+                band = logits[:, :, first:end]
+            else:
+                band = align_rows(full_precision(logits), (height, width), first, end)
+            total = total + F.cross_entropy(
+                full_precision(band),
+                target[:, first:end].long(),
+                ignore_index=255,
+                reduction="sum",
+            )
         return total / (target != 255).sum().clamp(min=1)

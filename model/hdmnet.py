@@ -338,13 +338,11 @@ class HDMNet(FewShotModel):
         factor = self.ensemble.factor(query.gram, supports.gram)
         base = full_precision(query.base)
         final = self.ensemble(meta, base, factor, class_index)
-        return Output(
-            align(final, size),
-            align(meta, size),
-            align(base, size) if with_base else None,
-            prior,
-            correlations,
-        )
+        if not with_base:
+            base = None
+        elif not self.training:  # there its loss enlarges them, part by part
+            base = align(base, size)
+        return Output(align(final, size), align(meta, size), base, prior, correlations)
 
     @torch.no_grad()
     def _prior(self, query: PreparedQuery, supports: PreparedSupport) -> Tensor:

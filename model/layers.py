@@ -18,6 +18,17 @@ def align(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
+def align_rows(x: Tensor, size: tuple[int, int], first: int, end: int) -> Tensor:
+    """Rows first … end - 1 of ``align(x, size)``."""
+    high = x.shape[2] - 1
+    at = torch.arange(first, end, dtype=torch.float64, device=x.device)
+    at = at * (high / max(1, size[0] - 1))
+    low = at.long().clamp(max=high)
+    share = (at - low).to(x.dtype)[:, None]
+    rows = torch.lerp(x[:, :, low], x[:, :, (low + 1).clamp(max=high)], share)
+    return align(rows, (end - first, size[1]))
+
+
 def plain(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of [B, C, h, w] with align_corners=False."""
     if tuple(x.shape[-2:]) == tuple(size):
@@ -60,8 +71,9 @@ class ConvNorm(nn.Module):
 
     With ``fold`` set, a batch norm that is in evaluation mode is folded into the convolution: one
     operation and one stored map instead of two. Where gradients flow, they flow through the
-    folding, which torch.compile traces too. Otherwise the folded weights are kept as a view made on demand: not in the state
-    dict, made anew whenever one of the tensors they come from has changed.
+    folding, which torch.compile traces too. Otherwise the folded weights are kept as a view made
+    on demand: not in the state dict, made anew whenever one of the tensors they come from has
+    changed.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, **options) -> None:

@@ -4,11 +4,39 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.distillation import distillation_loss, ground_truth_teacher
 from model.ensemble import Ensemble, ShotReweighting, base_foreground, gram, gram_distance
 from model.fewshot import segmentation_loss
 from model.hdmnet import masked_prototype
+from model.layers import align, align_rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 150), st.integers(1, 20)),
+    st.data(),
+)
+def test_rows_of_an_enlarged_map(small, size, data):
+    first = data.draw(st.integers(0, size[0] - 1))
+    end = data.draw(st.integers(first + 1, size[0]))
+    x = torch.randn(2, 3, *small, dtype=torch.float64)
+    expected = align(x, size)[:, :, first:end]
+    assert torch.allclose(align_rows(x, size, first, end), expected, rtol=0, atol=1e-12)
+
+
+def test_segmentation_loss_enlarges_logits():
+    logits = torch.randn(2, 4, 9, 11, dtype=torch.float64)
+    target = torch.randint(0, 4, (2, 150, 83))
+    target[:, ::3] = 255
+    expected = F.cross_entropy(align(logits, (150, 83)), target, ignore_index=255).item()
+    assert segmentation_loss(logits, target).item() == pytest.approx(expected, rel=1e-12)
+    grown = logits.clone().requires_grad_()
+    assert segmentation_loss(grown, target).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_segmentation_loss_leaves_ignored_pixels_out():
