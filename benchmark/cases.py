@@ -17,16 +17,20 @@ CONFIGS = {
 OBJECT_SHARE = 0.08
 
 
+def model_of(
+    config: str, device: torch.device, compute: str, overrides: list | None = None
+) -> nn.Module:
+    """The model in textbook or fast form, the same random weights in either."""
+    torch.manual_seed(0)
+    cfg = load_config(config, [*(overrides or []), "compute", compute])
+    return build_model(cfg).to(device).eval()
+
+
 def model_pair(
-    config: str, device: torch.device, overrides: list | None = None, only: str | None = None
+    config: str, device: torch.device, overrides: list | None = None
 ) -> dict[str, nn.Module]:
-    """The same random weights as textbook and fast model, or ``only`` one of them."""
-    pair = {}
-    for compute in ("textbook", "fast") if only is None else (only,):
-        torch.manual_seed(0)
-        cfg = load_config(config, [*(overrides or []), "compute", compute])
-        pair[compute] = build_model(cfg).to(device).eval()
-    return pair
+    """Both forms."""
+    return {form: model_of(config, device, form, overrides) for form in ("textbook", "fast")}
 
 
 def episodes(

@@ -7,7 +7,15 @@ from functools import partial
 
 import torch
 
-from benchmark.cases import CONFIGS, autocast, episodes, model_pair, predict, train_step
+from benchmark.cases import (
+    CONFIGS,
+    autocast,
+    episodes,
+    model_of,
+    model_pair,
+    predict,
+    train_step,
+)
 from benchmark.measure import (
     alternate,
     convolution_rate,
@@ -136,7 +144,7 @@ def _memory(config: str, size: int, batch: int, form: str, device: torch.device)
 
 def _peak(config: str, size: int, batch: int, form: str, device: torch.device) -> float:
     compute, dtype = FORMS[form]
-    model = model_pair(config, device, only=compute)[compute]
+    model = model_of(config, device, compute)
     data = episodes(size, 1, batch, device)
     train_step(model, data, dtype)
     return peak_memory(partial(train_step, model, data, dtype), device)

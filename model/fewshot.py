@@ -31,8 +31,8 @@ class Output(NamedTuple):
 
     final: logits [B, 2, H, W] (background, object); meta: the same without the base learner, or
     None; base: logits of the base learner [B, 1+N, H, W], in training mode at the encoder's size,
-    or None; prior: [B, 2, h, w] in [-1, 1],
-    or None; correlations: mean correlation maps [B, h_l, w_l], finest stage first.
+    or None; prior: [B, 2, h, w] in [-1, 1], or None; correlations: mean correlation maps
+    [B, h_l, w_l], finest stage first.
     """
 
     final: Tensor

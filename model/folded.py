@@ -35,6 +35,11 @@ def finish(x: Tensor, shortcut: Tensor | None, rectify: bool) -> Tensor:
     return F.relu(x, inplace=True) if rectify else x
 
 
+def convolve_with(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``conv`` with other weights, by torch."""
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
 @dataclass
 class FoldedConv:
     """Use it without gradient.
@@ -60,15 +65,20 @@ class FoldedConv:
                 return self._winograd(x, rectify)
             return finish(self._winograd(x), shortcut, rectify)
         if not packs(x):
-            options = (conv.stride, conv.padding, conv.dilation, conv.groups)
-            return finish(F.conv2d(x, self.weight, self.bias, *options), shortcut, rectify)
-        weight, options = self._packed(x), (conv.padding, conv.stride, conv.dilation, conv.groups)
+            return finish(convolve_with(conv, x, self.weight, self.bias), shortcut, rectify)
+        weight, options = self._packed(x), self._options
         if shortcut is None:
             run, after = torch.ops.mkldnn._convolution_pointwise, "relu" if rectify else "none"
             return run(x, weight, self.bias, *options, after, [], "")
         run, after = torch.ops.mkldnn._convolution_pointwise_.binary, "relu" if rectify else None
         shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
         return run(shortcut, x, weight, self.bias, *options, "add", 1.0, after, [], "")
+
+    @property
+    def _options(self) -> tuple:
+        """In oneDNN's order."""
+        conv = self.conv
+        return conv.padding, conv.stride, conv.dilation, conv.groups
 
     @cached_property
     def _square(self) -> bool:
@@ -97,11 +107,9 @@ class FoldedConv:
         if known:
             self._layouts = [*known, *others]
             return known[0][1]
-        conv = self.conv
-        options = (conv.padding, conv.stride, conv.dilation, conv.groups)
         with torch.inference_mode(False), torch.no_grad():
             reorder = torch.ops.mkldnn._reorder_convolution_weight
-            found = reorder(self.weight, *options, shape)
+            found = reorder(self.weight, *self._options, shape)
         self._layouts = [*others[: SHAPES - 1], (shape, found)]
         return found
 

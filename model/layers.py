@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.folded import FoldedConv, finish
+from model.folded import FoldedConv, convolve_with, finish
 
 
 def align(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -93,9 +93,7 @@ class ConvNorm(nn.Module):
         inputs = (x, shortcut, self.conv.weight, self.bn.weight)
         learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
         if learns or torch.compiler.is_compiling():
-            conv = self.conv
-            options = (conv.stride, conv.padding, conv.dilation, conv.groups)
-            return finish(F.conv2d(x, *self._fuse(), *options), shortcut, rectify)
+            return finish(convolve_with(self.conv, x, *self._fuse()), shortcut, rectify)
         return self.folded(compute_dtype(x))(x, shortcut, rectify)
 
     def _fuse(self) -> tuple[Tensor, Tensor]:

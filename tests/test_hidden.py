@@ -155,7 +155,8 @@ def test_threads_share_what_is_kept():
             together.wait()
             with torch.inference_mode():
                 found = shared(image, mask)
-            return all(torch.allclose(a, b, atol=1e-12) for a, b in zip(found, expected))  # noqa: B905
+            pairs = zip(found, expected, strict=True)
+            return all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
 
         with ThreadPoolExecutor(len(images)) as pool:
             assert all(pool.map(encode, images))

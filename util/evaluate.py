@@ -60,9 +60,9 @@ UNSTATED = ("arch", "backbone", "pretrained", "base_weight", "compute", "tf32", 
 PRIOR_MAPS = ("f5", "f4", "mean of both")
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PICTURE_SHARE = 0.1  # of the host's budget, for decoded pictures; a picture is cheap to read again
+FROZEN_SHARE = 0.75  # of the budget between epochs; the rest serves within one epoch
 # Query pixels matched at a time: enough to fill the device, few enough to spare its memory.
 PIXELS_AT_ONCE = {"cpu": 130_000, "cuda": 1_000_000}
-FROZEN_SHARE = 0.75  # of the budget between epochs; the rest serves within one epoch
 
 
 class Task(NamedTuple):
