@@ -14,8 +14,9 @@ def gram(feature: Tensor) -> Tensor:
     """Cosine similarity between channels: [B, C, h, w] -> [B, C, C], in float32 or better."""
     with torch.autocast(feature.device.type, enabled=False):
         flat = full_precision(feature).flatten(2)
-        norm = flat.norm(dim=2, keepdim=True)
-        return torch.matmul(flat, flat.mT) / (torch.matmul(norm, norm.mT) + EPSILON)
+        products = torch.matmul(flat, flat.mT)
+        norm = products.diagonal(dim1=1, dim2=2).sqrt()[:, :, None]
+        return products / (norm * norm.mT + EPSILON)
 
 
 def gram_distance(query: Tensor, support: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.winograd import Winograd, best_tile, pays
+from model.winograd import Winograd, pays
 
 SHAPES = 2  # of inputs, for which laid-out weights are kept
 # Of torch.ops.mkldnn; torch's own compiler relies on them, its documentation leaves them out.
@@ -93,8 +93,7 @@ class FoldedConv:
 
     @cached_property
     def _winograd(self) -> Winograd:
-        dilation = self.conv.dilation[0]
-        return Winograd(self.weight, self.bias, dilation, best_tile(self.weight.dtype))
+        return Winograd(self.weight, self.bias, self.conv.dilation[0])
 
     def _packed(self, x: Tensor) -> Tensor:
         """The weights as oneDNN reads them for inputs of x's shape: those for another shape may be

@@ -34,7 +34,8 @@ def prior_at_positions(query: Tensor, support: Tensor, valid: Tensor, outside: T
     if query.dtype == torch.float16:
         # Products of thousands of unnormalised channels overflow float16.
         query, support = query.float(), support.float()
-    query_norm = full_precision(query).norm(dim=2)[:, :, None]
+    tiles = query.split(TILE, dim=1)  # whole, it may be twice as large in full precision
+    query_norm = torch.cat([full_precision(tile).norm(dim=2) for tile in tiles], dim=1)[:, :, None]
     total = query_norm.new_zeros(query.shape[:2])
     for k in range(support.shape[1]):
         floor = torch.where(outside[:, k], 0.0, -torch.inf).to(total.dtype)

@@ -98,10 +98,18 @@ class PyramidHead(nn.Module):
         patches = patches.masked_fill_(outside[:, :, :, None], 0).flatten(2)  # [B, n, 9 · C]
         return context.add_(F.linear(patches, weights.rows))
 
+    def _cells(self, f4: Tensor) -> list[Tensor]:
+        """The same as ``grids`` (cells in one row), pooled by one product."""
+        counts = [bins * bins for bins in BINS]
+        share = pool_matrix((f4.shape[2], f4.shape[3]), f4.dtype, f4.device)
+        pooled = torch.matmul(share, f4.flatten(2).transpose(1, 2)).split(counts, dim=1)
+        cells = [mean.transpose(1, 2)[:, :, :, None] for mean in pooled]
+        return [pool(mean, rectify=True) for pool, mean in zip(self.pools, cells, strict=True)]
+
     def _tapped_cells(self, f4: Tensor, weights: HeadWeights) -> Tensor:
         """Every tap of the convolution applied to every grid cell: [B, 9 * 50, C5]."""
         parts = []
-        for grid, taps in zip(self.grids(f4), weights.taps, strict=True):
+        for grid, taps in zip(self._cells(f4), weights.taps, strict=True):
             cells = grid.flatten(2).to(taps.dtype)  # [B, c, cells]
             tapped = torch.matmul(taps.flatten(0, 1), cells.transpose(0, 1).flatten(1))
             tapped = tapped.unflatten(1, (cells.shape[0], -1)).unflatten(0, (9, -1))
@@ -124,6 +132,16 @@ class PyramidHead(nn.Module):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cut": {}}
+
+
+@lru_cache(maxsize=16)
+def pool_matrix(size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[50, h·w]: what each position gives to the mean of each cell."""
+    with torch.inference_mode(False), torch.no_grad():
+        lines = [torch.eye(n, dtype=torch.float64)[None] for n in size]
+        pools = [[F.adaptive_avg_pool1d(line, bins)[0].T for line in lines] for bins in BINS]
+        matrix = torch.cat([torch.kron(*pair) for pair in pools])
+        return matrix.contiguous().to(device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=16)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model import winograd
 from model.layers import ConvNorm
 from model.pspnet import PyramidHead
-from model.winograd import LIMITS, Winograd, best_tile, pays
+from model.winograd import Winograd, pays
 
 CL = torch.channels_last
 
@@ -25,18 +25,17 @@ def case(batch, channels, outputs, height, width, dtype=torch.float64, seed=0):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from([2, 4]),
     st.integers(1, 4),
     st.integers(1, 3),
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.booleans(),
 )
-def test_equals_the_convolution(tile, dilation, batch, channels, size, last):
+def test_equals_the_convolution(dilation, batch, channels, size, last):
     x, weight, bias = case(batch, *channels, *size)
     if last:
         x = x.contiguous(memory_format=CL)
-    winograd = Winograd(weight, bias, dilation, tile)
+    winograd = Winograd(weight, bias, dilation)
     found = winograd(x)
     expected = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
     assert torch.equal(winograd(x, rectify=True), found.relu())
@@ -49,33 +48,28 @@ def test_working_in_parts_changes_nothing(monkeypatch, part):
     x, weight, bias = case(2, 4, 3, 37, 30)
     whole = F.conv2d(x, weight, bias, padding=2, dilation=2)
     monkeypatch.setattr(winograd, "PART", part)
-    assert (Winograd(weight, bias, 2, 4)(x) - whole).abs().max() < 1e-12
+    assert (Winograd(weight, bias, 2)(x) - whole).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(
-    "dtype, limit, times", [(torch.float32, 4e-6, None), (torch.bfloat16, 8e-3, 2.0)]
+    "dtype, limit", [(torch.float32, 2e-6), (torch.bfloat16, 1.5e-2), (torch.float16, 2e-3)]
 )
-def test_rounding_errors(dtype, limit, times):
-    """float32 keeps five digits; bfloat16 is not much worse than in the plain form."""
+def test_rounding_errors(dtype, limit):
+    """One digit worse than the plain form, no more."""
     x, weight, bias = case(1, 256, 256, 30, 30)
     x = x.relu()
     exact = F.conv2d(x, weight, bias, padding=2, dilation=2)
     x, weight, bias = (tensor.to(dtype) for tensor in (x, weight, bias))
 
-    def error(found):
-        return float((found.double() - exact).norm() / exact.norm())
-
-    found = error(Winograd(weight, bias, 2, best_tile(dtype))(x))
-    assert found < limit
-    if times:
-        assert found < times * error(F.conv2d(x, weight, bias, padding=2, dilation=2))
+    found = Winograd(weight, bias, 2)(x)
+    assert (found.double() - exact).norm() / exact.norm() < limit
 
 
 @pytest.fixture
 def always(monkeypatch):
     """The form is used for narrow and small convolutions too; how often is counted."""
-    for tile, limits in LIMITS.items():
-        monkeypatch.setitem(LIMITS, tile, limits._replace(channels=1, tiles=1))
+    monkeypatch.setattr(winograd, "CHANNELS", 1)
+    monkeypatch.setattr(winograd, "TILES", 1)
     calls = []
     call = Winograd.__call__
     monkeypatch.setattr(
@@ -141,4 +135,3 @@ def test_only_wide_convolutions_of_enough_tiles():
     assert not pays((1, 64, 60, 60), narrow, 4)
     assert not pays((1, 256, 13, 13), wide, 1)
     assert pays((8, 256, 13, 13), wide, 1)
-    assert not pays((1, 256, 13, 13), wide.bfloat16(), 1)
