@@ -55,9 +55,12 @@ def episodes(
 
 
 def predict(model: nn.Module, data: dict[str, Tensor], dtype: torch.dtype | None = None):
-    """One evaluation forward pass, under autocast when a dtype is given."""
+    """One evaluation forward pass, under autocast when a dtype is given. Without enlarging the base
+    learner's logits: the evaluation does that for each query once, not in each episode.
+    """
+    inputs = (data["query_image"], data["support_images"], data["support_masks"])
     with torch.inference_mode(), autocast(data["query_image"].device, dtype):
-        return model(data["query_image"], data["support_images"], data["support_masks"])
+        return model(*inputs, with_base=False)
 
 
 def train_step(model: nn.Module, data: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:

@@ -157,12 +157,13 @@ class FewShotModel(nn.Module):
         support_images: Tensor,
         support_masks: Tensor,
         class_index: Tensor | None = None,
+        with_base: bool = True,
     ) -> Output:
         """Segment a batch of episodes.
 
         query_image [B, 3, H, W] and support_images [B, K, 3, H, W], normalised; support_masks
         [B, K, H, W] with 1 = object, 0 = rest, 255 = ignore; class_index [B], the episode's class
-        among the base classes (0-based), in training only.
+        among the base classes (0-based), in training only; ``with_base`` as in :meth:`match`.
         """
         size = tuple(query_image.shape[-2:])
         self.check_size(*size)
@@ -172,7 +173,7 @@ class FewShotModel(nn.Module):
         )
         query = self.prepare_query(query)
         support = split_shots(self.prepare_support(support), support_images.shape[1])
-        return self.match(query, support, size, class_index)
+        return self.match(query, support, size, class_index, with_base)
 
     def losses(
         self, out: Output, query_mask: Tensor, base_mask: Tensor | None

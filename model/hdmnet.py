@@ -42,16 +42,15 @@ class QueryEncoding(NamedTuple):
 
 
 class SupportEncoding(NamedTuple):
-    """Frozen: middle [B, C3+C2, h, w]; f4, f5 [B, n, C] at the object's positions.
+    """Frozen: middle [B, C3+C2, h, w]; f4, f5 [B, n, C] at the object's positions, then zeros.
 
-    valid [B, n]; outside [B]: True when some position is not object; mask [B, H, W] uint8 (1 =
-    object). The textbook path keeps all n = h·w positions, zeroed outside the object.
+    outside [B]: True when some position is not object; mask [B, H, W] uint8 (1 = object). The
+    textbook path keeps all n = h·w positions, zeroed outside the object.
     """
 
     middle: Tensor
     f4: Tensor
     f5: Tensor
-    valid: Tensor
     outside: Tensor
     gram: Tensor | None
     mask: Tensor
@@ -73,7 +72,6 @@ class PreparedSupport(NamedTuple):
     prototype: Tensor
     f4: Tensor
     f5: Tensor
-    valid: Tensor
     outside: Tensor
     gram: Tensor | None
     stages: tuple[Tokens, ...]
@@ -246,7 +244,6 @@ class HDMNet(FewShotModel):
             middle=torch.cat([features.f3, features.f2], dim=1),
             f4=f4,
             f5=f5,
-            valid=valid,
             outside=~(inside != 0).flatten(1).all(dim=1),
             gram=gram(features.f2) if self.ensemble is not None else None,
             mask=mask,
@@ -286,7 +283,6 @@ class HDMNet(FewShotModel):
             prototype,
             encoding.f4,
             encoding.f5,
-            encoding.valid,
             encoding.outside,
             encoding.gram,
             tuple(tokens),
@@ -350,7 +346,7 @@ class HDMNet(FewShotModel):
         channels = []
         for q, s in ((query.f5, supports.f5), (query.f4, supports.f4)):
             if self.fast:
-                channels.append(prior_at_positions(q, s, supports.valid, supports.outside))
+                channels.append(prior_at_positions(q, s, supports.outside))
             else:
                 channels.append(prior_textbook(q, s))
         return torch.stack(channels, dim=1).unflatten(2, tuple(query.feature.shape[-2:]))

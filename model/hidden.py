@@ -130,7 +130,8 @@ def cut(x: Tensor, size: tuple[int, int], box: Box) -> Tensor:
     near the border; what lies between is constant.
     """
     x = x.permute(0, 2, 3, 1)  # channels last
-    for axis, n, first, end in zip((1, 2), size, box[::2], box[1::2], strict=True):
+    axes = zip((1, 2), size, box[::2], box[1::2], strict=True)
+    for axis, n, first, end in sorted(axes, key=lambda a: (a[3] - a[2]) / x.shape[a[0]]):
         small = x.shape[axis]
         index = torch.arange(first, end)
         far = (index - (n - small)).clamp(min=small // 2)

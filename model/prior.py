@@ -10,7 +10,7 @@ from model.folded import packs
 from model.layers import full_precision
 
 EPSILON = 1e-7
-TILE = 1024
+TILE = 512
 
 
 def prior_textbook(query: Tensor, support: Tensor) -> Tensor:
@@ -24,12 +24,13 @@ def prior_textbook(query: Tensor, support: Tensor) -> Tensor:
     return (product / (norms + EPSILON)).amax(dim=3).mean(dim=1)
 
 
-def prior_at_positions(query: Tensor, support: Tensor, valid: Tensor, outside: Tensor) -> Tensor:
+def prior_at_positions(query: Tensor, support: Tensor, outside: Tensor) -> Tensor:
     """The same from the object's positions alone, in tiles of support positions.
 
     Outside the object the similarity is exactly 0, so the maximum is clamped at 0 where any
-    position lies outside. query [B, N, C]; support [B, K, n, C] at the positions; valid [B, K, n];
-    outside [B, K], True when the support has positions outside its object. Returns [B, N].
+    position lies outside. query [B, N, C]; support [B, K, n, C] at the positions, padded with zeros
+    (only a support that has positions outside its object can need padding); outside [B, K], True
+    when it has. Returns [B, N].
     """
     if query.dtype == torch.float16:
         # Products of thousands of unnormalised channels overflow float16.
@@ -45,7 +46,6 @@ def prior_at_positions(query: Tensor, support: Tensor, valid: Tensor, outside: T
             norms = full_precision(tile).norm(dim=2)[:, None, :] * query_norm
             product = full_precision(products(query, tile))
             similarity = product.div_(norms.add_(EPSILON))
-            similarity.masked_fill_(~valid[:, k, None, start : start + TILE], -torch.inf)
             best = torch.maximum(best, similarity.amax(dim=2))
         total = total + best
     return total / support.shape[1]

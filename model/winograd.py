@@ -15,7 +15,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 4  # outputs a side (m)
@@ -54,8 +53,7 @@ class Winograd:
         batch, channels, height, width = x.shape
         d, m, t = self.dilation, TILE, SIDE
         rows, columns = (-(-size // (d * m)) for size in (height, width))
-        x = x.permute(0, 2, 3, 1)
-        x = F.pad(x, (0, 0, d, columns * m * d + d - width, d, rows * m * d + d - height))
+        x = _between_zeros(x.permute(0, 2, 3, 1), d, (rows * m + 2) * d, (columns * m + 2) * d)
         per_image, per_row, per_pixel, _ = x.stride()
         # Overlapping tiles of every dilated grid: [t, t, B, d, d, rows, columns, C].
         strides = (per_image, per_row, per_pixel, m * d * per_row, m * d * per_pixel, 1)
@@ -84,6 +82,16 @@ class Winograd:
                 made.relu_()
         out = out.view(batch, rows * m * d, columns * m * d, outputs)[:, :height, :width]
         return out.contiguous().permute(0, 3, 1, 2)
+
+
+def _between_zeros(x: Tensor, before: int, height: int, width: int) -> Tensor:
+    """[B, h, w, C] -> [B, height, width, C], ``before`` zeros above and on the left."""
+    out = x.new_empty(x.shape[0], height, width, x.shape[3])
+    below, beside = before + x.shape[1], before + x.shape[2]
+    for strip in (out[:, :before], out[:, below:], out[:, :, :before], out[:, :, beside:]):
+        strip.zero_()
+    out[:, before:below, before:beside] = x
+    return out
 
 
 @lru_cache

@@ -148,28 +148,26 @@ def test_inverse_softmax_by_hand():
         assert torch.allclose(mean.flatten(), torch.tensor([10.0, -10.0]))
 
 
-@given(
-    batch=st.integers(1, 3), shots=st.integers(1, 3), cells=st.integers(1, 40),
-    inside=st.integers(0, 40), seed=st.integers(0, 99),
-)  # fmt: skip
-@settings(max_examples=40, deadline=None)
-def test_prior_at_positions(batch, shots, cells, inside, seed):
-    generator = torch.Generator().manual_seed(seed)
-    inside = min(inside, cells)
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_prior_at_positions(data):
+    """Objects of unequal sizes side by side, none and whole pictures among them."""
+    batch, shots, cells = (data.draw(st.integers(1, most)) for most in (3, 3, 40))
+    counts = data.draw(st.lists(st.integers(0, cells), min_size=batch * shots,
+                                max_size=batch * shots))  # fmt: skip
+    counts = torch.tensor(counts).view(batch, shots)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     query = torch.randn(batch, 9, 5, generator=generator, dtype=torch.float64)
     support = torch.randn(batch, shots, cells, 5, generator=generator, dtype=torch.float64)
-    support[:, :, inside:] = 0
-    count = max(inside, 1)
-    valid = (torch.arange(count) < inside).expand(batch, shots, count)
-    outside = torch.full((batch, shots), inside < cells)
-    ours = prior_at_positions(query, support[:, :, :count], valid, outside)
+    support *= (torch.arange(cells) < counts[:, :, None])[..., None]
+    ours = prior_at_positions(query, support[:, :, : max(1, counts.max())], counts < cells)
     assert_same(ours, prior_textbook(query, support), 1e-12)
 
 
 def test_prior_in_float16_does_not_overflow():
     query, support = torch.full((1, 4, 2048), 9.0), torch.full((1, 1, 3, 2048), 11.0)
-    valid, outside = torch.ones(1, 1, 3, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool)
-    prior = prior_at_positions(query.half(), support.half(), valid, outside)
+    outside = torch.ones(1, 1, dtype=torch.bool)
+    prior = prior_at_positions(query.half(), support.half(), outside)
     assert torch.allclose(prior, torch.ones(1, 4))
 
 

@@ -286,7 +286,8 @@ class FewShotPredictor:
             odds = torch.zeros(1 + len(self._supports), *size, device=self.device)
             priors, correlations = {}, {}
             for number, (name, supports) in enumerate(self._supports.items(), start=1):
-                out = self.model.match(query, join_shots([supports]), tuple(tensor.shape[-2:]))
+                joined = join_shots([supports])
+                out = self.model.match(query, joined, tuple(tensor.shape[-2:]), with_base=False)
                 logits = restore(self._logits(out), content, size)[0]
                 torch.sub(logits[1], logits[0], out=odds[number])
                 if out.prior is not None:
