@@ -93,10 +93,11 @@ class ConvNorm(nn.Module):
         inputs = (x, shortcut, self.conv.weight, self.bn.weight)
         learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
         if learns or torch.compiler.is_compiling():
-            return finish(convolve_with(self.conv, x, *self._fuse()), shortcut, rectify)
+            return finish(convolve_with(self.conv, x, *self.fused()), shortcut, rectify)
         return self.folded(compute_dtype(x))(x, shortcut, rectify)
 
-    def _fuse(self) -> tuple[Tensor, Tensor]:
+    def fused(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the equivalent single convolution; gradients flow through them."""
         conv, bn = self.conv, self.bn
         scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
         mean = bn.running_mean if conv.bias is None else bn.running_mean - conv.bias
@@ -109,7 +110,7 @@ class ConvNorm(nn.Module):
         source = versions(part for part in parts if part is not None)
         if dtype not in self._folded or self._folded[dtype].source != source:
             with torch.inference_mode(False), torch.no_grad():
-                weight, bias = self._fuse()
+                weight, bias = self.fused()
                 weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
                 self._folded[dtype] = FoldedConv(weight, bias.to(dtype), conv, source)
         return self._folded[dtype]

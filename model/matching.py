@@ -20,7 +20,10 @@ from model.pyramid import EPS, MixFFN, Projections, join_heads, split_heads, to_
 
 TEMPERATURE = 0.1
 HEADS = 2
-TILE_ELEMENTS = 1 << 22  # of one tile of exp(C): 16 MiB in float32
+# A tile of exp(C): so many support positions at least, so many elements (in float32, 4 MiB that
+# stay in a CPU's caches, 16 MiB that fill a GPU).
+COLUMNS = 64
+CPU_ELEMENTS, GPU_ELEMENTS = 1 << 20, 1 << 22
 TINY = 1e-9
 
 
@@ -60,7 +63,9 @@ def correlation_tiled(
     key = F.normalize(key, dim=3) * inside
     value = value * inside
     keep = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
-    step = max(1, TILE_ELEMENTS // (query.shape[0] * query.shape[1] * query.shape[2]))
+    column = query.shape[0] * query.shape[1] * query.shape[2]
+    elements = CPU_ELEMENTS if query.device.type == "cpu" else GPU_ELEMENTS
+    step = max(COLUMNS, elements // column)
     out = None
     for start in range(0, key.shape[2], step):
         tile = key[:, :, start : start + step], value[:, :, start : start + step]

@@ -119,7 +119,8 @@ def test_ignored_pixels_are_not_object():
 @pytest.mark.parametrize("matching", ["correlation", "attention"])
 @pytest.mark.parametrize("count", [1, 10, 17, 41])
 def test_matching_in_tiles(matching, count, monkeypatch):
-    monkeypatch.setattr(matching_module, "TILE_ELEMENTS", 10 * 2 * 2 * 50)  # ten columns a tile
+    monkeypatch.setattr(matching_module, "COLUMNS", 10)
+    monkeypatch.setattr(matching_module, "CPU_ELEMENTS", 1)
     generator = torch.Generator().manual_seed(count)
     query = torch.randn(2, 2, 50, 4, generator=generator, dtype=torch.float64)
     key, value = torch.randn(2, 2, 2, count, 4, generator=generator, dtype=torch.float64)
