@@ -76,27 +76,27 @@ class PyramidHead(nn.Module):
     def fast_at(self, f4: Tensor, positions: Tensor) -> Tensor:
         """f5 at given positions only: f4 [B, C, h, w], positions [B, n] (row-major) -> [B, n, C5].
 
-        Worth it when n is small against h·w; above a third of it the dense form is faster.
+        The part over f4 is convolved in the box around the positions, or, where these are few in
+        it, at each of them alone.
         """
-        batch, channels, h, w = f4.shape
-        if 3 * positions.shape[1] > h * w:
-            dense = self.fast(f4).flatten(2).transpose(1, 2)
-            return torch.gather(dense, 1, positions[:, :, None].expand(-1, -1, dense.shape[2]))
+        size = (f4.shape[2], f4.shape[3])
         weights = self._weights(compute_dtype(f4))
-        bias = weights.direct.bias
-        dtype = bias.dtype
-        spread = spread_matrix((h, w), dtype, f4.device)[positions]
-        context = torch.matmul(spread, self._tapped_cells(f4, weights)) + bias
-        # The nine pixels around each position; those outside the map count as zero.
-        taps = torch.arange(9, device=f4.device)
-        rows = (positions // w)[:, :, None] + (taps // 3 - 1)
-        columns = (positions % w)[:, :, None] + (taps % 3 - 1)
-        outside = (rows < 0) | (rows >= h) | (columns < 0) | (columns >= w)
-        pixels = (rows * w + columns).masked_fill_(outside, 0)  # [B, n, 9]
-        samples = torch.arange(batch, device=f4.device)[:, None, None]
-        patches = f4.to(dtype).permute(0, 2, 3, 1).flatten(1, 2)[samples, pixels]
-        patches = patches.masked_fill_(outside[:, :, :, None], 0).flatten(2)  # [B, n, 9 · C]
-        return context.add_(F.linear(patches, weights.rows))
+        spread = spread_matrix(size, weights.direct.bias.dtype, f4.device)[positions]
+        context = torch.matmul(spread, self._tapped_cells(f4, weights))
+        rows, columns = positions // size[1], positions % size[1]
+        if f4.device.type == "cpu" and not torch.compiler.is_compiling():
+            (top, bottom), (left, right) = (
+                (max(0, int(at.min()) - 1), min(n, int(at.max()) + 2))
+                for at, n in zip((rows, columns), size, strict=True)
+            )
+        else:  # a GPU would have to be waited for
+            (top, bottom), (left, right) = (0, size[0]), (0, size[1])
+        if (bottom - top) * (right - left) > 3 * positions.shape[1]:
+            return context.add_(_convolved_at(f4, rows, columns, weights))
+        box = f4[:, :, top:bottom, left:right].contiguous(memory_format=torch.channels_last)
+        direct = weights.direct(box).flatten(2).transpose(1, 2)
+        index = (rows - top) * (right - left) + columns - left
+        return context.add_(torch.gather(direct, 1, index[:, :, None].expand_as(context)))
 
     def _cells(self, f4: Tensor) -> list[Tensor]:
         """The same as ``grids`` (cells in one row), pooled by one product."""
@@ -134,14 +134,31 @@ class PyramidHead(nn.Module):
         return {**self.__dict__, "_cut": {}}
 
 
+def _convolved_at(f4: Tensor, rows: Tensor, columns: Tensor, weights: HeadWeights) -> Tensor:
+    """The part over f4 at positions [B, n] given by their rows and columns: [B, n, C5]."""
+    h, w = f4.shape[2:]
+    # The nine pixels around each position; those outside the map count as zero.
+    taps = torch.arange(9, device=f4.device)
+    rows = rows[:, :, None] + (taps // 3 - 1)
+    columns = columns[:, :, None] + (taps % 3 - 1)
+    outside = (rows < 0) | (rows >= h) | (columns < 0) | (columns >= w)
+    pixels = (rows * w + columns).masked_fill_(outside, 0)  # [B, n, 9]
+    samples = torch.arange(f4.shape[0], device=f4.device)[:, None, None]
+    patches = f4.to(weights.rows.dtype).permute(0, 2, 3, 1).flatten(1, 2)[samples, pixels]
+    patches = patches.masked_fill_(outside[:, :, :, None], 0).flatten(2)  # [B, n, 9 · C]
+    return F.linear(patches, weights.rows, weights.direct.bias)
+
+
 @lru_cache(maxsize=16)
 def pool_matrix(size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """[50, h·w]: what each position gives to the mean of each cell."""
     with torch.inference_mode(False), torch.no_grad():
-        lines = [torch.eye(n, dtype=torch.float64)[None] for n in size]
-        pools = [[F.adaptive_avg_pool1d(line, bins)[0].T for line in lines] for bins in BINS]
-        matrix = torch.cat([torch.kron(*pair) for pair in pools])
-        return matrix.contiguous().to(device=device, dtype=dtype)
+        parts = []
+        for bins in BINS:
+            lines = (torch.eye(n, dtype=torch.float64)[None] for n in size)
+            rows, columns = (F.adaptive_avg_pool1d(line, bins)[0] for line in lines)
+            parts.append(torch.einsum("ha,wb->abhw", rows, columns).reshape(bins * bins, -1))
+        return torch.cat(parts).to(device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=16)

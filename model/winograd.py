@@ -23,10 +23,11 @@ SIDE = TILE + 2  # inputs a side
 # magnify rounding errors least.
 POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
-# Where the form pays, measured: channels at least; tiles at least (with fewer, reading the
-# transformed weights takes longer than computing).
+# Where the form pays, measured: channels at least; outputs at least for each tile and as if there
+# were so many tiles more, for reading the transformed weights.
 CHANNELS = 256
-TILES = 64
+OUTPUTS = 8
+MORE_TILES = 25
 # Bytes of transformed input to work on at a time: more leaves the caches, and what is larger than
 # 32 MB is given back to the system and cleared anew each time.
 PART = 28_000_000
@@ -120,4 +121,5 @@ def pays(shape: tuple[int, ...], weight: Tensor, dilation: int) -> bool:
     ):
         return False
     rows, columns = (-(-size // (dilation * TILE)) for size in shape[2:])
-    return shape[0] * dilation**2 * rows * columns >= TILES
+    tiles = shape[0] * dilation**2 * rows * columns
+    return shape[0] * shape[2] * shape[3] >= OUTPUTS * (tiles + MORE_TILES)

@@ -57,7 +57,7 @@ def test_equals_the_convolution(dtype, form, way, sizes, last, add, rectify):
             patch.setattr(model.folded, "packs", lambda x: False)
         if way == "Winograd's":
             patch.setattr(model.winograd, "CHANNELS", 1)
-            patch.setattr(model.winograd, "TILES", 1)
+            patch.setattr(model.winograd, "OUTPUTS", 0)
         check(dtype, kernel, options, sizes, last, add, rectify)
 
 

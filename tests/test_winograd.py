@@ -69,7 +69,7 @@ def test_rounding_errors(dtype, limit):
 def always(monkeypatch):
     """The form is used for narrow and small convolutions too; how often is counted."""
     monkeypatch.setattr(winograd, "CHANNELS", 1)
-    monkeypatch.setattr(winograd, "TILES", 1)
+    monkeypatch.setattr(winograd, "OUTPUTS", 0)
     calls = []
     call = Winograd.__call__
     monkeypatch.setattr(
