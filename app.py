@@ -328,6 +328,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="fewshot-app-"))
     # SIGTERM ends it like Ctrl-C, so that the folder goes in every case.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    page = None
     try:
         gradio = gradio_in(folder)
         shared = FewShotPredictor.from_config(cfg, weight, options.device, options.head)
@@ -345,6 +346,8 @@ def main() -> None:
     except OSError as error:
         raise FewShotError(f"cannot serve on port {options.port}: {error}") from error
     finally:
+        if page is not None:  # a browser may still be uploading into the folder
+            page.close(verbose=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 

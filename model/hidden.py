@@ -8,6 +8,7 @@ from a constant near the border only, so that a smaller one tells them all.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
 
@@ -132,11 +133,17 @@ def cut(x: Tensor, size: tuple[int, int], box: Box) -> Tensor:
     x = x.permute(0, 2, 3, 1)  # channels last
     axes = zip((1, 2), size, box[::2], box[1::2], strict=True)
     for axis, n, first, end in sorted(axes, key=lambda a: (a[3] - a[2]) / x.shape[a[0]]):
-        small = x.shape[axis]
+        x = x.index_select(axis, _places(x.shape[axis], n, first, end))
+    return x.permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=1024)
+def _places(small: int, n: int, first: int, end: int) -> Tensor:
+    """Where of the smaller map's ``small`` rows to find rows first … end - 1 of ``n``."""
+    with torch.inference_mode(False):
         index = torch.arange(first, end)
         far = (index - (n - small)).clamp(min=small // 2)
-        x = x.index_select(axis, torch.where(index < small // 2, index, far))
-    return x.permute(0, 3, 1, 2)
+        return torch.where(index < small // 2, index, far)
 
 
 class Part(NamedTuple):

@@ -56,7 +56,7 @@ class PyramidHead(nn.Module):
     def grids(self, f4: Tensor) -> list[Tensor]:
         """Average pools to 1, 2, 3, 6 cells a side, each 1×1 conv + BN + ReLU."""
         return [
-            pool(F.adaptive_avg_pool2d(f4, bins), rectify=True)
+            pool(_average(f4, bins), rectify=True)
             for bins, pool in zip(BINS, self.pools, strict=True)
         ]
 
@@ -98,18 +98,10 @@ class PyramidHead(nn.Module):
         index = (rows - top) * (right - left) + columns - left
         return context.add_(torch.gather(direct, 1, index[:, :, None].expand_as(context)))
 
-    def _cells(self, f4: Tensor) -> list[Tensor]:
-        """The same as ``grids`` (cells in one row), pooled by one product."""
-        counts = [bins * bins for bins in BINS]
-        share = pool_matrix((f4.shape[2], f4.shape[3]), f4.dtype, f4.device)
-        pooled = torch.matmul(share, f4.flatten(2).transpose(1, 2)).split(counts, dim=1)
-        cells = [mean.transpose(1, 2)[:, :, :, None] for mean in pooled]
-        return [pool(mean, rectify=True) for pool, mean in zip(self.pools, cells, strict=True)]
-
     def _tapped_cells(self, f4: Tensor, weights: HeadWeights) -> Tensor:
         """Every tap of the convolution applied to every grid cell: [B, 9 * 50, C5]."""
         parts = []
-        for grid, taps in zip(self._cells(f4), weights.taps, strict=True):
+        for grid, taps in zip(self.grids(f4), weights.taps, strict=True):
             cells = grid.flatten(2).to(taps.dtype)  # [B, c, cells]
             tapped = torch.matmul(taps.flatten(0, 1), cells.transpose(0, 1).flatten(1))
             tapped = tapped.unflatten(1, (cells.shape[0], -1)).unflatten(0, (9, -1))
@@ -134,6 +126,13 @@ class PyramidHead(nn.Module):
         return {**self.__dict__, "_cut": {}}
 
 
+def _average(f4: Tensor, bins: int) -> Tensor:
+    if bins == 1 and f4.device.type == "cpu":
+        # For one cell torch takes a mean, which on CPUs copies bfloat16 to float32.
+        return F.avg_pool2d(f4, f4.shape[2:])
+    return F.adaptive_avg_pool2d(f4, bins)
+
+
 def _convolved_at(f4: Tensor, rows: Tensor, columns: Tensor, weights: HeadWeights) -> Tensor:
     """The part over f4 at positions [B, n] given by their rows and columns: [B, n, C5]."""
     h, w = f4.shape[2:]
@@ -147,18 +146,6 @@ def _convolved_at(f4: Tensor, rows: Tensor, columns: Tensor, weights: HeadWeight
     patches = f4.to(weights.rows.dtype).permute(0, 2, 3, 1).flatten(1, 2)[samples, pixels]
     patches = patches.masked_fill_(outside[:, :, :, None], 0).flatten(2)  # [B, n, 9 · C]
     return F.linear(patches, weights.rows, weights.direct.bias)
-
-
-@lru_cache(maxsize=16)
-def pool_matrix(size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[50, h·w]: what each position gives to the mean of each cell."""
-    with torch.inference_mode(False), torch.no_grad():
-        parts = []
-        for bins in BINS:
-            lines = (torch.eye(n, dtype=torch.float64)[None] for n in size)
-            rows, columns = (F.adaptive_avg_pool1d(line, bins)[0] for line in lines)
-            parts.append(torch.einsum("ha,wb->abhw", rows, columns).reshape(bins * bins, -1))
-        return torch.cat(parts).to(device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=16)

@@ -129,6 +129,7 @@ def watch(name: str, argv: list[str], folder: Path, pattern: re.Pattern[str]) ->
             TMPDIR=str(temporary),
             TORCHINDUCTOR_CACHE_DIR=str(folder / "inductor"),
             PYTHONUNBUFFERED="1",
+            TQDM_MININTERVAL="0.01",  # many samples of short runs too
         ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

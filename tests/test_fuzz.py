@@ -144,7 +144,7 @@ def test_odd_entries(saved, tmp_path, data):
             place = inner
         change = data.draw(st.sampled_from(["remove", "replace", "rename"]))
         if change == "replace":
-            place[key] = data.draw(ODD)
+            place[key] = copy.deepcopy(data.draw(ODD))  # later changes may go into it
         else:
             value = place.pop(key)
             if change == "rename":

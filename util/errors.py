@@ -15,6 +15,9 @@ class FewShotError(Exception):
 
     status = EXIT_USER
 
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
 
 class NonFiniteLoss(FewShotError):
     """Training met a loss that is not a number; names the iteration, files and last checkpoint."""
@@ -33,7 +36,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except FewShotError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.status)
 
 
