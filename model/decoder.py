@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.folded import FoldedConv
-from model.layers import ConvNorm, compute_dtype, plain, versions
+from model.layers import ConvNorm, Derived, compute_dtype, plain, versions
 
 
 class MLP(nn.Sequential):
@@ -25,18 +25,18 @@ class MLP(nn.Sequential):
             ConvNorm(4 * dim, 4 * dim, 3, padding=1, bias=True),
             last,
         )
-        self._kept: dict[torch.dtype, tuple[FoldedConv, FoldedConv]] = {}
+        self._folded = Derived()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C', h, w]."""
-        first, square, _ = self
-        if not first.fold or any(m.training for m in self.modules() if _is_norm(m)):
+        if not self[0].fold or any(m.training for m in self.modules() if _is_norm(m)):
             return super().forward(x)
         ones = x.new_ones(1, 1, *x.shape[2:])
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             weight, border, bias = self._composed()
             return F.conv2d(x, weight, padding=1) + F.conv2d(ones, border, bias, padding=1)
-        inner, border = self._folded(compute_dtype(x))
+        dtype, source = compute_dtype(x), versions([*self.parameters(), *self.buffers()])
+        inner, border = self._folded.get(dtype, source, lambda: self._fold(dtype))
         return inner(x).add_(border(ones))
 
     def _composed(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,20 +50,12 @@ class MLP(nn.Sequential):
             weight, border = composed.split([widen.shape[1] - 1, 1], dim=1)
             return weight, border, torch.mv(narrow.flatten(1), offset) + bias
 
-    def _folded(self, dtype: torch.dtype) -> tuple[FoldedConv, FoldedConv]:
-        """Both convolutions, made anew when the weights change."""
-        source = versions([*self.parameters(), *self.buffers()])
-        if dtype not in self._kept or self._kept[dtype][0].source != source:
-            with torch.inference_mode(False), torch.no_grad():
-                weight, border, bias = (part.to(dtype) for part in self._composed())
-                weight = weight.contiguous(memory_format=torch.channels_last)
-                conv = self[1].conv
-                inner = FoldedConv(weight, torch.zeros_like(bias), conv, source)
-                self._kept[dtype] = inner, FoldedConv(border, bias, conv, source)
-        return self._kept[dtype]
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": {}}
+    def _fold(self, dtype: torch.dtype) -> tuple[FoldedConv, FoldedConv]:
+        """One over the input, one over the map of ones."""
+        weight, border, bias = (part.to(dtype) for part in self._composed())
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        conv = self[1].conv
+        return FoldedConv(weight, torch.zeros_like(bias), conv), FoldedConv(border, bias, conv)
 
 
 def _weights(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -40,18 +40,17 @@ def convolve_with(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> T
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-@dataclass
+@dataclass(eq=False)
 class FoldedConv:
     """Use it without gradient.
 
     weight [O, C, k, k] (channels last), bias [O]; ``conv`` gives kernel size, stride, padding,
-    dilation and groups; ``source`` tells which tensors it was made from.
+    dilation and groups.
     """
 
     weight: Tensor
     bias: Tensor
     conv: nn.Conv2d
-    source: tuple = ()
     _layouts: list[tuple[list[int], Tensor]] = field(default_factory=list)
 
     def __call__(self, x: Tensor, shortcut: Tensor | None = None, rectify: bool = False) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,26 @@ def versions(tensors: Iterable[Tensor]) -> tuple:
     return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
 
+class Derived:
+    """What is computed from weights once and kept by dtype, until they change: a view on demand,
+    neither in the state dict nor in copies.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[torch.dtype, tuple[Any, Any]] = {}
+
+    def get(self, dtype: torch.dtype, source: Any, make: Callable[[], Any]) -> Any:
+        """``make()``, or its former result when ``source``, which tells the weights, is as then."""
+        kept = self._kept.get(dtype)
+        if kept is None or kept[0] != source:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._kept[dtype] = source, make()
+        return kept[1]
+
+    def __getstate__(self) -> dict:
+        return {"_kept": {}}
+
+
 def full_precision(x: Tensor) -> Tensor:
     """float32 for half-precision tensors; float32 and float64 stay as they are."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -82,7 +103,7 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, **options)
         self.bn = nn.BatchNorm2d(out_channels)
         self.fold = False
-        self._folded: dict[torch.dtype, FoldedConv] = {}
+        self._folded = Derived()
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, rectify: bool = False) -> Tensor:
         """[B, I, h, w] -> [B, O, h', w'], plus ``shortcut`` (which may be overwritten where no
@@ -108,15 +129,13 @@ class ConvNorm(nn.Module):
         conv, bn = self.conv, self.bn
         parts = (conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.weight, bn.bias)
         source = versions(part for part in parts if part is not None)
-        if dtype not in self._folded or self._folded[dtype].source != source:
-            with torch.inference_mode(False), torch.no_grad():
-                weight, bias = self.fused()
-                weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
-                self._folded[dtype] = FoldedConv(weight, bias.to(dtype), conv, source)
-        return self._folded[dtype]
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_folded": {}}
+        def make() -> FoldedConv:
+            weight, bias = self.fused()
+            weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+            return FoldedConv(weight, bias.to(dtype), conv)
+
+        return self._folded.get(dtype, source, make)
 
 
 def set_folding(module: nn.Module, fold: bool) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.encoder import build_encoder
 from model.fewshot import segmentation_loss
 from model.folded import FoldedConv
-from model.layers import ConvNorm, align, compute_dtype, fix_batch_norms
+from model.layers import ConvNorm, Derived, align, compute_dtype, fix_batch_norms
 
 BINS = (1, 2, 3, 6)
 
@@ -24,7 +24,6 @@ class HeadWeights:
 
     direct: FoldedConv
     taps: tuple[Tensor, ...]
-    source: FoldedConv
 
     @cached_property
     def rows(self) -> Tensor:
@@ -45,7 +44,7 @@ class PyramidHead(nn.Module):
         reduced = channels // len(BINS)
         self.pools = nn.ModuleList([ConvNorm(channels, reduced, 1) for _ in BINS])
         self.conv = ConvNorm(channels + len(BINS) * reduced, head_width, 3, padding=1)
-        self._cut: dict[torch.dtype, HeadWeights] = {}
+        self._cut = Derived()
 
     def forward(self, f4: Tensor) -> Tensor:
         """The equations as written: upsample every grid, concatenate, convolve."""
@@ -111,19 +110,16 @@ class PyramidHead(nn.Module):
     def _weights(self, dtype: torch.dtype) -> HeadWeights:
         """The folded convolution, cut up for the rewriting; made anew when the weights change."""
         folded = self.conv.folded(dtype)
-        if dtype not in self._cut or self._cut[dtype].source is not folded:
-            with torch.inference_mode(False), torch.no_grad():
-                direct, *parts = folded.weight.split(
-                    [self.channels, *(pool.conv.out_channels for pool in self.pools)], dim=1
-                )
-                direct = direct.contiguous(memory_format=torch.channels_last)
-                direct = FoldedConv(direct, folded.bias, self.conv.conv)
-                taps = tuple(part.flatten(2).permute(2, 0, 1).contiguous() for part in parts)
-                self._cut[dtype] = HeadWeights(direct, taps, folded)
-        return self._cut[dtype]
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cut": {}}
+        def make() -> HeadWeights:
+            direct, *parts = folded.weight.split(
+                [self.channels, *(pool.conv.out_channels for pool in self.pools)], dim=1
+            )
+            direct = direct.contiguous(memory_format=torch.channels_last)
+            taps = tuple(part.flatten(2).permute(2, 0, 1).contiguous() for part in parts)
+            return HeadWeights(FoldedConv(direct, folded.bias, self.conv.conv), taps)
+
+        return self._cut.get(dtype, folded, make)
 
 
 def _average(f4: Tensor, bins: int) -> Tensor:

@@ -28,9 +28,9 @@ POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 CHANNELS = 256
 OUTPUTS = 8
 MORE_TILES = 25
-# Bytes of transformed input to work on at a time: more leaves the caches, and what is larger than
-# 32 MB is given back to the system and cleared anew each time.
-PART = 28_000_000
+# Bytes of transformed input to work on at a time: with less the weights are read more often, and
+# what is larger than 32 MB is given back to the system and cleared anew each time.
+PART = 30_000_000
 
 
 class Winograd:
@@ -52,46 +52,57 @@ class Winograd:
     def __call__(self, x: Tensor, rectify: bool = False) -> Tensor:
         """[B, C, h, w] -> [B, O, h, w], channels last; with ``rectify`` after a ReLU."""
         batch, channels, height, width = x.shape
+        x = x.permute(0, 2, 3, 1)
         d, m, t = self.dilation, TILE, SIDE
         rows, columns = (-(-size // (d * m)) for size in (height, width))
-        x = _between_zeros(x.permute(0, 2, 3, 1), d, (rows * m + 2) * d, (columns * m + 2) * d)
-        per_image, per_row, per_pixel, _ = x.stride()
-        # Overlapping tiles of every dilated grid: [t, t, B, d, d, rows, columns, C].
-        strides = (per_image, per_row, per_pixel, m * d * per_row, m * d * per_pixel, 1)
-        tiles = x.as_strided(
-            (t, t, batch, d, d, rows, columns, channels), (d * per_row, d * per_pixel, *strides)
-        )
+        in_row = t * t * batch * d * d * columns  # positions of a row of tiles
+        most = max(1, PART // (in_row * channels * x.element_size()))
+        part = -(-rows // -(-rows // most))
         outputs = self.weight.shape[2]
         out = x.new_empty(batch, rows, m, d, columns, m, d, outputs)
-        most = max(1, rows * PART // tiles.nbytes)
-        part = -(-rows // -(-rows // most))
         # Two pieces of memory, by turns, for what is made on the way.
-        number = t * t * batch * d * d * part * columns
-        one, other = (x.new_empty(number * max(channels, outputs)) for _ in range(2))
+        size = part * in_row * max(channels, outputs)
+        one, other = x.new_empty(size), x.new_empty(size)
         for first in range(0, rows, part):
-            some = tiles[:, :, :, :, :, first : first + part]
-            n = some.numel() // (t * t * channels)
-            taken = one[: some.numel()].view(some.shape).copy_(some).view(t * t, -1)
-            spread = torch.mm(self.spread_in, taken, out=other[: some.numel()].view(t * t, -1))
+            tiles = self._tiles(x, first, min(part, rows - first), columns)
+            n = tiles.numel() // (t * t * channels)
+            taken = one[: tiles.numel()].view(tiles.shape).copy_(tiles).view(t * t, -1)
+            spread = torch.mm(self.spread_in, taken, out=other[: tiles.numel()].view(t * t, -1))
             products = one[: t * t * n * outputs].view(t * t, n, outputs)
             torch.bmm(spread.view(t * t, n, channels), self.weight, out=products)
             made = other[: m * m * n * outputs].view(m * m, -1)
             torch.mm(self.gather_out, products.flatten(1), out=made)
-            made = made.view(m, m, *some.shape[2:7], outputs).permute(2, 5, 0, 3, 6, 1, 4, 7)
+            made = made.view(m, m, *tiles.shape[2:7], outputs).permute(2, 5, 0, 3, 6, 1, 4, 7)
             made = torch.add(made, self.bias, out=out[:, first : first + part])
             if rectify:
                 made.relu_()
         out = out.view(batch, rows * m * d, columns * m * d, outputs)[:, :height, :width]
         return out.contiguous().permute(0, 3, 1, 2)
 
+    def _tiles(self, x: Tensor, first: int, rows: int, columns: int) -> Tensor:
+        """Overlapping tiles of every dilated grid of x [B, h, w, C], ``rows`` rows of them from
+        ``first`` on: a view [t, t, B, d, d, rows, columns, C].
+        """
+        d, m, t = self.dilation, TILE, SIDE
+        top = (first * m - 1) * d
+        band = _between_zeros(x, top, (rows * m + 2) * d, d, (columns * m + 2) * d)
+        per_image, per_row, per_pixel, _ = band.stride()
+        grids = (per_image, per_row, per_pixel, m * d * per_row, m * d * per_pixel, 1)
+        shape = (t, t, x.shape[0], d, d, rows, columns, x.shape[3])
+        return band.as_strided(shape, (d * per_row, d * per_pixel, *grids))
 
-def _between_zeros(x: Tensor, before: int, height: int, width: int) -> Tensor:
-    """[B, h, w, C] -> [B, height, width, C], ``before`` zeros above and on the left."""
+
+def _between_zeros(x: Tensor, top: int, height: int, left: int, width: int) -> Tensor:
+    """Rows top … top + height - 1 of x [B, h, w, C], which are zero beyond it, after ``left``
+    columns of zeros: [B, height, width, C].
+    """
     out = x.new_empty(x.shape[0], height, width, x.shape[3])
-    below, beside = before + x.shape[1], before + x.shape[2]
-    for strip in (out[:, :before], out[:, below:], out[:, :, :before], out[:, :, beside:]):
+    rows = x[:, max(0, top) : top + height]
+    above, right = max(0, -top), left + x.shape[2]
+    below = above + rows.shape[1]
+    for strip in (out[:, :above], out[:, below:], out[:, :, :left], out[:, :, right:]):
         strip.zero_()
-    out[:, before:below, before:beside] = x
+    out[:, above:below, left:right] = rows
     return out
 
 

@@ -7,6 +7,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.decoder import MLP
 from model.layers import ConvNorm, nearest, set_folding
 from model.positions import gather_positions, masked_positions
 from model.pspnet import PyramidHead
@@ -70,6 +71,47 @@ def test_batch_norms_in_training_are_not_folded():
     before = conv.bn.running_mean.clone()
     conv.train()(x)
     assert not torch.equal(conv.bn.running_mean, before)
+
+
+def lively_mlp(classifier):
+    torch.manual_seed(0)
+    mlp = MLP(3, torch.nn.Conv2d(12, 2, 1) if classifier else ConvNorm(12, 3, 1, bias=True))
+    for norm in (m for m in mlp.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        for values in (norm.running_mean, norm.weight.data, norm.bias.data):
+            values.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return mlp.double().eval()
+
+
+@pytest.mark.parametrize("classifier", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2), (6, 9)])
+def test_mlp_as_one_convolution(classifier, size):
+    """Values, at the border too, and gradients; after a change of the weights too."""
+    mlp, x = lively_mlp(classifier), torch.randn(2, 3, *size, dtype=torch.float64)
+    for _ in range(2):
+        found = []
+        for fold in (False, True):
+            set_folding(mlp, fold)
+            mlp.zero_grad()
+            leaf = x.clone().requires_grad_()
+            out = mlp(leaf)
+            out.sin().sum().backward()
+            with torch.no_grad():
+                kept = mlp(x)
+            found.append([out, kept, leaf.grad, *(p.grad for p in mlp.parameters())])
+        for plain, composed in zip(*found, strict=True):
+            assert torch.allclose(plain, composed, rtol=0, atol=1e-9)
+        with torch.no_grad():
+            mlp[1].conv.weight.mul_(1.5)
+            mlp[0].bn.bias.add_(1)
+
+
+def test_mlp_whose_batch_norms_learn_is_not_composed():
+    mlp, x = lively_mlp(False), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    set_folding(mlp, True)
+    before = mlp[1].bn.running_mean.clone()
+    mlp.train()(x)
+    assert not torch.equal(mlp[1].bn.running_mean, before)
 
 
 @settings(max_examples=40, deadline=None)
