@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import ConvNorm, align
+from model.winograd import NONE, Spare
 
 
 class Features(NamedTuple):
@@ -26,7 +27,7 @@ class Step(NamedTuple):
     ``run`` takes the uppermost ``takes`` maps, which are of one size, and gives those that replace
     them; below them lie shortcuts. Cell i of what it gives depends on cells i · stride - reach …
     i · stride + reach of what it takes and on nothing else. Without gradient it may overwrite what
-    it takes. ``tap``: it gives one of f2, f3, f4.
+    it takes. ``tap``: it gives one of f2, f3, f4. ``spares``: ``run`` also takes ``spare``.
     """
 
     run: Callable[..., tuple[Tensor, ...]]
@@ -34,6 +35,13 @@ class Step(NamedTuple):
     reach: int = 0
     takes: int = 1
     tap: bool = False
+    spares: bool = False
+
+    def inner(self, maps: Sequence[Tensor], spare: Spare) -> tuple[Tensor, ...]:
+        """What ``run`` gives, without ``spare``."""
+        if self.spares:
+            return self.run(*maps, spare=spare)
+        return tuple(map(spare.cut_off, self.run(*maps)))
 
 
 class Encoder(nn.Module):
@@ -73,7 +81,11 @@ def run(stack: list[Tensor], steps: Iterable[Step]) -> list[Tensor]:
 
 def convolve(conv: ConvNorm) -> Step:
     """A convolution with ReLU."""
-    return Step(lambda x: (conv(x, rectify=True),), *extent([conv]))
+
+    def run(x: Tensor, spare: Spare = NONE) -> tuple[Tensor]:
+        return (conv(x, rectify=True, spare=spare),)
+
+    return Step(run, *extent([conv]), spares=True)
 
 
 def extent(convs: Iterable[ConvNorm]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.winograd import Winograd, pays
+from model.winograd import NONE, Spare, Winograd, pays
 
 SHAPES = 2  # of inputs, for which laid-out weights are kept
 # Of torch.ops.mkldnn; torch's own compiler relies on them, its documentation leaves them out.
@@ -53,16 +53,26 @@ class FoldedConv:
     conv: nn.Conv2d
     _layouts: list[tuple[list[int], Tensor]] = field(default_factory=list)
 
-    def __call__(self, x: Tensor, shortcut: Tensor | None = None, rectify: bool = False) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None = None,
+        rectify: bool = False,
+        spare: Spare = NONE,
+    ) -> Tensor:
         """[B, C, h, w] -> [B, O, h', w'], plus ``shortcut``, which may be overwritten, then ReLU
-        with ``rectify``.
+        with ``rectify``; without ``spare``.
         """
         x = x.to(self.weight.dtype)
         conv = self.conv
         if self._square and pays(x.shape, self.weight, conv.dilation[0]):
             if shortcut is None:
-                return self._winograd(x, rectify)
-            return finish(self._winograd(x), shortcut, rectify)
+                return self._winograd(x, rectify, spare)
+            return finish(self._winograd(x, spare=spare), spare.cut_off(shortcut), rectify)
+        return spare.cut_off(self._whole(x, shortcut, rectify))
+
+    def _whole(self, x: Tensor, shortcut: Tensor | None, rectify: bool) -> Tensor:
+        conv = self.conv
         if not packs(x):
             return finish(convolve_with(conv, x, self.weight, self.bias), shortcut, rectify)
         weight, options = self._packed(x), self._options

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model.encoder import Encoder, Features, Step, run
 from model.layers import compute_dtype, versions
+from model.winograd import Spare
 
 WORTH = 0.85  # a part of the map pays up to this share of it
 
@@ -62,6 +63,19 @@ class Box(NamedTuple):
                 min(n, -(-((end - 1) * s + step.reach + 1) // s) * s),
             ]
         return Box(*bounds)
+
+    def shrunk(self, stride: int) -> Box:
+        """What a step of ``stride`` makes of this box, which begins on it."""
+        return Box(*(-(-bound // stride) for bound in self))
+
+    def within(self, outer: Box) -> Spare:
+        """What ``outer``, which holds this box, has besides."""
+        return Spare(
+            self.top - outer.top,
+            outer.bottom - self.bottom,
+            self.left - outer.left,
+            outer.right - self.right,
+        )
 
     def meet(self, other: Box) -> Box:
         """What both hold."""
@@ -202,9 +216,8 @@ class ObjectEncoder:
             needed = reached.needed(step, size)
             if needed.area > WORTH * size[0] * size[1]:
                 break
-            made = step.run(*shown(step.takes, needed))
-            corner = (needed.top // step.stride, needed.left // step.stride)
-            stack[-step.takes :] = [Part(reached.cut(x, *corner), reached) for x in made]
+            made = step.inner(shown(step.takes, needed), reached.within(needed.shrunk(step.stride)))
+            stack[-step.takes :] = [Part(x, reached) for x in made]
             level, size = level + 1, after
             if step.tap:
                 taps += shown(1, Box(0, size[0], 0, size[1]))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.folded import FoldedConv, convolve_with, finish
+from model.winograd import NONE, Spare
 
 
 def align(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -105,17 +106,24 @@ class ConvNorm(nn.Module):
         self.fold = False
         self._folded = Derived()
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, rectify: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        shortcut: Tensor | None = None,
+        rectify: bool = False,
+        spare: Spare = NONE,
+    ) -> Tensor:
         """[B, I, h, w] -> [B, O, h', w'], plus ``shortcut`` (which may be overwritten where no
-        gradient is needed), then ReLU with ``rectify``.
+        gradient is needed), then ReLU with ``rectify``; without ``spare``.
         """
         if not self.fold or self.bn.training:
-            return finish(self.bn(self.conv(x)), shortcut, rectify)
+            return spare.cut_off(finish(self.bn(self.conv(x)), shortcut, rectify))
         inputs = (x, shortcut, self.conv.weight, self.bn.weight)
         learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
         if learns or torch.compiler.is_compiling():
-            return finish(convolve_with(self.conv, x, *self.fused()), shortcut, rectify)
-        return self.folded(compute_dtype(x))(x, shortcut, rectify)
+            found = finish(convolve_with(self.conv, x, *self.fused()), shortcut, rectify)
+            return spare.cut_off(found)
+        return self.folded(compute_dtype(x))(x, shortcut, rectify, spare)
 
     def fused(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the equivalent single convolution; gradients flow through them."""

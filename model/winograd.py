@@ -13,6 +13,7 @@ convolution is d² independent ones over every d-th row and column.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,22 @@ MORE_TILES = 25
 PART = 30_000_000
 
 
+class Spare(NamedTuple):
+    """Rows above and below, columns on the left and on the right that nobody needs of a result."""
+
+    above: int = 0
+    below: int = 0
+    left: int = 0
+    right: int = 0
+
+    def cut_off(self, x: Tensor) -> Tensor:
+        """x [B, C, h, w] without them."""
+        return x[:, :, self.above : x.shape[2] - self.below, self.left : x.shape[3] - self.right]
+
+
+NONE = Spare()
+
+
 class Winograd:
     """A 3×3 convolution with stride 1 and padding = dilation, without gradient.
 
@@ -49,9 +66,13 @@ class Winograd:
             self.spread_in = spread_in.to(weight.dtype)
             self.gather_out = gather_out.to(weight.dtype)
 
-    def __call__(self, x: Tensor, rectify: bool = False) -> Tensor:
-        """[B, C, h, w] -> [B, O, h, w], channels last; with ``rectify`` after a ReLU."""
+    def __call__(self, x: Tensor, rectify: bool = False, spare: Spare = NONE) -> Tensor:
+        """[B, C, h, w] -> [B, O, h, w] without ``spare``, channels last; with ``rectify`` after a
+        ReLU.
+        """
         batch, channels, height, width = x.shape
+        above, below, left, right = spare
+        height, width = height - above - below, width - left - right
         x = x.permute(0, 2, 3, 1)
         d, m, t = self.dilation, TILE, SIDE
         rows, columns = (-(-size // (d * m)) for size in (height, width))
@@ -64,7 +85,8 @@ class Winograd:
         size = part * in_row * max(channels, outputs)
         one, other = x.new_empty(size), x.new_empty(size)
         for first in range(0, rows, part):
-            tiles = self._tiles(x, first, min(part, rows - first), columns)
+            corner = ((first * m - 1) * d + above, left - d)
+            tiles = self._tiles(x, *corner, min(part, rows - first), columns)
             n = tiles.numel() // (t * t * channels)
             taken = one[: tiles.numel()].view(tiles.shape).copy_(tiles).view(t * t, -1)
             spread = torch.mm(self.spread_in, taken, out=other[: tiles.numel()].view(t * t, -1))
@@ -79,30 +101,29 @@ class Winograd:
         out = out.view(batch, rows * m * d, columns * m * d, outputs)[:, :height, :width]
         return out.contiguous().permute(0, 3, 1, 2)
 
-    def _tiles(self, x: Tensor, first: int, rows: int, columns: int) -> Tensor:
-        """Overlapping tiles of every dilated grid of x [B, h, w, C], ``rows`` rows of them from
-        ``first`` on: a view [t, t, B, d, d, rows, columns, C].
+    def _tiles(self, x: Tensor, top: int, left: int, rows: int, columns: int) -> Tensor:
+        """Overlapping tiles of every dilated grid of x [B, h, w, C], from row ``top`` and column
+        ``left`` on, zero beyond x: a view [t, t, B, d, d, rows, columns, C].
         """
         d, m, t = self.dilation, TILE, SIDE
-        top = (first * m - 1) * d
-        band = _between_zeros(x, top, (rows * m + 2) * d, d, (columns * m + 2) * d)
+        band = _between_zeros(x, top, left, (rows * m + 2) * d, (columns * m + 2) * d)
         per_image, per_row, per_pixel, _ = band.stride()
         grids = (per_image, per_row, per_pixel, m * d * per_row, m * d * per_pixel, 1)
         shape = (t, t, x.shape[0], d, d, rows, columns, x.shape[3])
         return band.as_strided(shape, (d * per_row, d * per_pixel, *grids))
 
 
-def _between_zeros(x: Tensor, top: int, height: int, left: int, width: int) -> Tensor:
-    """Rows top … top + height - 1 of x [B, h, w, C], which are zero beyond it, after ``left``
-    columns of zeros: [B, height, width, C].
+def _between_zeros(x: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """[B, height, width, C] of x [B, h, w, C] from row ``top`` and column ``left`` on, which may be
+    negative; zero beyond x.
     """
     out = x.new_empty(x.shape[0], height, width, x.shape[3])
-    rows = x[:, max(0, top) : top + height]
-    above, right = max(0, -top), left + x.shape[2]
-    below = above + rows.shape[1]
-    for strip in (out[:, :above], out[:, below:], out[:, :, :left], out[:, :, right:]):
+    inner = x[:, max(0, top) : top + height, max(0, left) : left + width]
+    above, before = max(0, -top), max(0, -left)
+    below, beside = above + inner.shape[1], before + inner.shape[2]
+    for strip in (out[:, :above], out[:, below:], out[:, :, :before], out[:, :, beside:]):
         strip.zero_()
-    out[:, above:below, left:right] = rows
+    out[:, above:below, before:beside] = inner
     return out
 
 

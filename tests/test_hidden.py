@@ -103,9 +103,9 @@ def test_only_the_surroundings_are_computed(monkeypatch):
     steps = encoder.encoder.steps()
 
     def watched(step, areas):
-        def run(*maps):
+        def run(*maps, **options):
             areas.append(maps[0].shape[2] * maps[0].shape[3])
-            return step.run(*maps)
+            return step.run(*maps, **options)
 
         return step._replace(run=run)
 

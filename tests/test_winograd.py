@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model import winograd
 from model.layers import ConvNorm
 from model.pspnet import PyramidHead
-from model.winograd import Winograd, pays
+from model.winograd import Spare, Winograd, pays
 
 CL = torch.channels_last
 
@@ -41,6 +41,19 @@ def test_equals_the_convolution(dilation, batch, channels, size, last):
     assert torch.equal(winograd(x, rectify=True), found.relu())
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-11
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.tuples(*[st.integers(0, 9)] * 4), st.sampled_from([1, 10**9]))
+def test_without_what_nobody_needs(dilation, sides, part):
+    x, weight, bias = case(2, 3, 2, 23, 20)
+    spare = Spare(*sides)
+    expected = spare.cut_off(F.conv2d(x, weight, bias, padding=dilation, dilation=dilation))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "PART", part)
+        found = Winograd(weight, bias, dilation)(x, spare=spare)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("part", [1, 50_000, 100_000, 10**9])
