@@ -29,7 +29,8 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C', h, w]."""
-        if not self[0].fold or any(m.training for m in self.modules() if _is_norm(m)):
+        norms = [layer.bn for layer in self if isinstance(layer, ConvNorm)]
+        if not self[0].fold or any(norm.training for norm in norms):
             return super().forward(x)
         ones = x.new_ones(1, 1, *x.shape[2:])
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -60,10 +61,6 @@ class MLP(nn.Sequential):
 
 def _weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
     return layer.fused() if isinstance(layer, ConvNorm) else (layer.weight, layer.bias)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 class Decoder(nn.Module):

@@ -54,8 +54,8 @@ class Encoder(nn.Module):
     block_relu = True
 
     def steps(self) -> list[Step]:
-        """From the picture to f4; three of them are taps. No later step overwrites
-        these: the next stage begins with a copy, be it ReLU, pool or downsampled shortcut.
+        """From the picture to f4; three of them are taps. No later step overwrites these: the next
+        stage begins with a copy, be it ReLU, pool or downsampled shortcut.
         """
         raise TypeError(f"{type(self).__name__} must define steps")
 
