@@ -57,7 +57,7 @@ def test_a_command_that_fails_is_told(tmp_path):
 
 
 def test_helpers():
-    samples = [Sample(i / 10, 100 + i, 5) for i in range(11)]
+    samples = [Sample(i / 10, 100 + i, 5 + 7 * (i in (3, 9, 10))) for i in range(11)]
     assert ends(samples) == (Sample(0.25, 102.5, 5), Sample(0.9, 109, 5))
     with pytest.raises(ValueError, match="too few"):
         ends(samples[:2])
