@@ -97,11 +97,14 @@ class FewShotModel(nn.Module):
     """Base class: the forward pass in five steps, frozen modules, losses.
 
     ``frozen``: names of the submodules that are never trained (and always in evaluation mode).
+    ``host_masks``: whether ``encode_support`` wants its mask in host memory when the model is on a
+    GPU, so as to look at it without waiting.
     A method that is trained with another number of supports than it is evaluated with says so in
     an attribute ``train_shot`` (HSNet: 1).
     """
 
     frozen: tuple[str, ...] = ()
+    host_masks: bool = False
     fix_bn: bool = False
 
     @classmethod

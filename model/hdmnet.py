@@ -12,11 +12,11 @@ from model.decoder import Decoder
 from model.distillation import distillation_loss
 from model.encoder import build_encoder
 from model.ensemble import Ensemble, gram
-from model.fewshot import FewShotModel, Output, join, segmentation_loss
+from model.fewshot import FewShotModel, Output, join, map_tensors, segmentation_loss
 from model.hidden import ObjectEncoder
 from model.layers import align, full_precision, nearest, set_folding
 from model.matching import MATCHERS, MatchingBlock, Tokens
-from model.positions import gather_positions, masked_positions
+from model.positions import Places, all_places, object_places
 from model.prior import prior_at_positions, prior_textbook
 from model.pspnet import BaseClassifier, PyramidHead
 from model.pyramid import Pyramid, initialise, to_map, to_tokens
@@ -44,8 +44,9 @@ class QueryEncoding(NamedTuple):
 class SupportEncoding(NamedTuple):
     """Frozen: middle [B, C3+C2, h, w]; f4, f5 [B, n, C] at the object's positions, then zeros.
 
-    outside [B]: True when some position is not object; mask [B, H, W] uint8 (1 = object). The
-    textbook path keeps all n = h·w positions, zeroed outside the object.
+    outside [B]: True when some position is not object; mask [B, H, W] uint8 (1 = object); places:
+    the object in the maps of each stage, of which the first has the size of f4. The textbook path
+    keeps all n = h·w positions, zeroed outside the object.
     """
 
     middle: Tensor
@@ -54,6 +55,7 @@ class SupportEncoding(NamedTuple):
     outside: Tensor
     gram: Tensor | None
     mask: Tensor
+    places: tuple[Places, ...]
 
 
 class PreparedQuery(NamedTuple):
@@ -85,6 +87,7 @@ class HDMNet(FewShotModel):
     """
 
     frozen = ("encoder", "head", "base_learner")
+    host_masks = True
 
     def __init__(
         self,
@@ -181,13 +184,17 @@ class HDMNet(FewShotModel):
 
     @torch.no_grad()
     def encode_support(self, image: Tensor, mask: Tensor) -> SupportEncoding:
-        """image [B, 3, H, W], mask [B, H, W] (1 object, 0, 255); hidden outside the object."""
-        image, mask = self._mask_support(image, mask)
+        """image [B, 3, H, W], mask [B, H, W] (1 object, 0, 255); hidden outside the object.
+
+        The mask may be in host memory: then nothing waits for a GPU to count the object's pixels.
+        """
+        seen, mask = self._object_masks(mask, image.device)
+        image = hide(image, mask)
         around = self.fast and self.mask_support and image.device.type == "cpu"
         if not around or torch.compiler.is_compiling():
-            return self._support_encoding(self.encoder(self._layout(image)), mask)
+            return self._support_encoding(self.encoder(self._layout(image)), seen, mask)
         pictures = zip(self._layout(image).split(1), mask.split(1), strict=True)
-        return join([self._support_encoding(self._object_encoder(i, m), m) for i, m in pictures])
+        return join([self._support_encoding(self._object_encoder(i, m), m, m) for i, m in pictures])
 
     @torch.no_grad()
     def encode_episode(
@@ -195,26 +202,31 @@ class HDMNet(FewShotModel):
     ) -> tuple[QueryEncoding, SupportEncoding]:
         """query_image [B, 3, H, W]; images [B·K, 3, H, W] and masks [B·K, H, W] of the supports."""
         # A GPU fills better with one batch; on a CPU picture by picture needs less memory.
-        together = self.fast and query_image.is_cuda
+        together = self.fast and query_image.device.type != "cpu"
         if not together or query_image.shape[-2:] != images.shape[-2:]:
             return super().encode_episode(query_image, images, masks)
-        images, masks = self._mask_support(images, masks)
-        features = self.encoder(self._layout(torch.cat([query_image, images])))
+        seen, masks = self._object_masks(masks, images.device)
+        features = self.encoder(self._layout(torch.cat([query_image, hide(images, masks)])))
         batch = query_image.shape[0]
         return (
             self._query_encoding(type(features)(*(f[:batch] for f in features))),
-            self._support_encoding(type(features)(*(f[batch:] for f in features)), masks),
+            self._support_encoding(type(features)(*(f[batch:] for f in features)), seen, masks),
         )
 
     def _layout(self, image: Tensor) -> Tensor:
         """The memory format that convolutions prefer."""
         return image.contiguous(memory_format=torch.channels_last) if self.fast else image
 
-    def _mask_support(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        mask = (mask == 1).to(torch.uint8)
-        if not self.mask_support:
-            mask = torch.ones_like(mask)
-        return image * mask[:, None].to(image.dtype), mask
+    def _object_masks(self, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """uint8, 1 = object: where ``mask`` is, and on ``device``."""
+
+        def objects(mask: Tensor) -> Tensor:
+            return (mask == 1).to(torch.uint8) if self.mask_support else torch.ones_like(mask)
+
+        seen = objects(mask)
+        if mask.device == device:
+            return seen, seen
+        return seen, objects(mask.to(device, non_blocking=True))
 
     def _query_encoding(self, features) -> QueryEncoding:
         rectified = self._rectified(features.f4)
@@ -227,35 +239,42 @@ class HDMNet(FewShotModel):
             base=self.base_learner(f5) if self.ensemble is not None else None,
         )
 
-    def _support_encoding(self, features, mask: Tensor) -> SupportEncoding:
-        size = (features.f4.shape[2], features.f4.shape[3])
-        inside = nearest(mask, size)
-        rectified = self._rectified(features.f4)
-        f4 = to_tokens(features.f4)
+    def _support_encoding(self, features, seen: Tensor, mask: Tensor) -> SupportEncoding:
+        """``seen`` and ``mask`` as :meth:`_object_masks` gives them."""
+        sizes = self.pyramid.sizes((features.f4.shape[2], features.f4.shape[3]))
+        inside = [nearest(seen, size) for size in sizes]
+        places = tuple(map(self._places, inside))
+        outside = (inside[0] == 0).flatten(1).any(dim=1)
+        if seen.device != mask.device:
+            places, outside = map_tensors(
+                (places, outside), lambda t: t.to(mask.device, non_blocking=True)
+            )
+        rectified, at = self._rectified(features.f4), places[0]
         if self.fast:
-            positions, valid = self._positions(inside)
-            f4 = gather_positions(f4, positions, valid)
-            f5 = self.head.fast_at(rectified, positions) * valid[:, :, None]
+            f4 = at.of(to_tokens(features.f4))
+            f5 = self.head.fast_at(rectified, at.positions) * at.valid[:, :, None]
         else:
-            valid = inside.flatten(1) != 0
-            f4 = f4 * valid[:, :, None]
-            f5 = to_tokens(self.head(rectified)) * valid[:, :, None]
+            f4 = to_tokens(features.f4) * at.valid[:, :, None]
+            f5 = to_tokens(self.head(rectified)) * at.valid[:, :, None]
         return SupportEncoding(
             middle=torch.cat([features.f3, features.f2], dim=1),
             f4=f4,
             f5=f5,
-            outside=~(inside != 0).flatten(1).all(dim=1),
+            outside=outside,
             gram=gram(features.f2) if self.ensemble is not None else None,
             mask=mask,
+            places=places,
         )
 
     def _rectified(self, f4: Tensor) -> Tensor:
         """What the base learner was trained on, whatever ``block_relu`` says about f4."""
         return f4 if self.encoder.block_relu else F.relu(f4)
 
-    def _positions(self, inside: Tensor) -> tuple[Tensor, Tensor]:
+    def _places(self, inside: Tensor) -> Places:
+        if not self.fast:
+            return all_places(inside)
         # In training on a GPU nothing may wait for a count: all positions are kept there.
-        return masked_positions(inside, count=not self.training or inside.device.type == "cpu")
+        return object_places(inside, count=not self.training or inside.device.type == "cpu")
 
     # -- learned, picture by picture --------------------------------------------------------
 
@@ -270,15 +289,12 @@ class HDMNet(FewShotModel):
         prototype = masked_prototype(feature, encoding.mask)
         x = self._merge(self.merge_support, feature, prototype)
         tokens = []
-        for stage, matching in zip(self.pyramid, self.matching, strict=True):
+        for stage, matching, places in zip(
+            self.pyramid, self.matching, encoding.places, strict=True
+        ):
             sequence, size = stage(x)
             x = to_map(sequence, size)
-            inside = nearest(encoding.mask, size)
-            valid = inside.flatten(1) != 0
-            if self.fast:
-                positions, valid = self._positions(inside)
-                sequence = gather_positions(sequence, positions, valid)
-            tokens.append(matching.support_tokens(sequence, valid))
+            tokens.append(matching.support_tokens(places.of(sequence), places.valid))
         return PreparedSupport(
             prototype,
             encoding.f4,
@@ -393,6 +409,11 @@ class HDMNet(FewShotModel):
             {"name": "transformer", "params": slow, "lr_scale": 1.0},
             {"name": "reduction", "params": quick, "lr_scale": 10.0},
         ]
+
+
+def hide(image: Tensor, mask: Tensor) -> Tensor:
+    """image [B, 3, H, W], zero where mask [B, H, W] is."""
+    return image * mask[:, None].to(image.dtype)
 
 
 def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:

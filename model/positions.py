@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
-def masked_positions(mask: Tensor, count: bool = True) -> tuple[Tensor, Tensor]:
-    """Row-major positions of the object in each mask, padded to a common length.
+class Places(NamedTuple):
+    """Positions of objects in maps, padded to a common length: positions [B, n] (int64, row-major;
+    None means all h·w in order), valid [B, n] (bool), True where they belong to the object.
+    """
 
-    mask [B, h, w], True or non-zero = object. Returns positions [B, n] (int64; padding repeats
-    background positions) and valid [B, n] (bool). n is the largest object of the batch, at least
-    1; without ``count``, where counting would make the host wait for a GPU, n is h·w.
+    positions: Tensor | None
+    valid: Tensor
+
+    def of(self, features: Tensor) -> Tensor:
+        """features [B, h·w, C] there: [B, n, C], zero where padded; all as they are with None."""
+        if self.positions is None:
+            return features
+        index = self.positions[:, :, None].expand(-1, -1, features.shape[2])
+        return torch.gather(features, 1, index) * self.valid[:, :, None]
+
+
+def all_places(mask: Tensor) -> Places:
+    """Every position of mask [B, h, w], where True or non-zero is object."""
+    return Places(None, mask.flatten(1) != 0)
+
+
+def object_places(mask: Tensor, count: bool = True) -> Places:
+    """The object's positions in each mask [B, h, w], where True or non-zero is object.
+
+    n is the largest object of the batch, at least 1; without ``count``, where counting would make
+    the host wait for a GPU, n is h·w. Padding repeats background positions.
     """
     flat = mask.flatten(1) != 0
     capacity = max(1, int(flat.sum(1).max())) if count else flat.shape[1]
     # A stable sort keeps the object's positions in reading order.
     order = torch.sort(flat.to(torch.uint8), dim=1, descending=True, stable=True).indices
     positions = order[:, :capacity]
-    return positions, torch.gather(flat, 1, positions)
-
-
-def gather_positions(features: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
-    """features [B, h·w, C] at positions [B, n] -> [B, n, C], zero where not ``valid``."""
-    index = positions[:, :, None].expand(-1, -1, features.shape[2])
-    return torch.gather(features, 1, index) * valid[:, :, None]
+    return Places(positions, torch.gather(flat, 1, positions))

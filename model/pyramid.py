@@ -164,6 +164,14 @@ class Pyramid(nn.ModuleList):
             for stage in range(stages)
         )
 
+    def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Each stage's size for an input map of ``size``; the first stage keeps it."""
+        found = []
+        for stride in STRIDES[: len(self)]:
+            size = (-(-size[0] // stride), -(-size[1] // stride))
+            found.append(size)
+        return found
+
     def smallest_map(self) -> int:
         """Rows and columns that the pyramid's input needs at least."""
         need = 1

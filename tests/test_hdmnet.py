@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model import matching as matching_module
 from model.fewshot import join, join_shots
 from model.matching import MATCHERS
+from model.positions import Places
 from model.prior import prior_at_positions, prior_textbook
 from tests.models import build, episode, options, run, twins, without_dropout
 
@@ -265,3 +267,33 @@ def test_autocast_keeps_the_prediction():
     assert (out.prior - expected.prior).abs().max() < 0.02
     agree = (out.meta.argmax(1) == expected.meta.argmax(1)).float().mean()
     assert agree > 0.95
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, which finds no GPU and sees addresses asked for
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_waits_for_a_gpu(training, monkeypatch):
+    """On tensors of a GPU that have no values: whoever asked for one would wait for the GPU."""
+    model = build(0, shot=2)
+    data = episode((65, 65), 2, 2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        device = torch.device("cuda")
+
+        def there(tensor):
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+        monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+        model._apply(there).train(training)
+        data = {name: there(tensor) for name, tensor in data.items()}
+        if not training:
+            data["support_masks"] = torch.empty(2, 2, 65, 65, dtype=torch.uint8)
+            monkeypatch.setattr("model.hdmnet.object_places", places_on_the_host)
+        with torch.set_grad_enabled(training):
+            out = run(model, data, training)
+            losses = model.losses(out, data["query_mask"], data["base_mask"])
+        assert out.final.device.type == losses["total"].device.type == "cuda"
+
+
+def places_on_the_host(mask, count):
+    assert count and mask.device.type == "cpu"
+    shape = (mask.shape[0], 9)
+    return Places(torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool))

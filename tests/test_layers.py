@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model.decoder import MLP
 from model.layers import ConvNorm, nearest, set_folding
-from model.positions import gather_positions, masked_positions
+from model.positions import all_places, object_places
 from model.pspnet import PyramidHead
 from tests.models import build
 from util.checkpoint import load_weights
@@ -137,15 +137,17 @@ def test_pyramid_pooling_rewritten(h, w, batch, within, number, seed):
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=4))
-def test_masked_positions(rows):
+def test_object_places(rows):
     mask = torch.tensor(rows).view(-1, 3, 4)
+    features = torch.arange(12.0).view(1, 12, 1).expand(len(rows), 12, 1) + 1
     for count in (True, False):
-        positions, valid = masked_positions(mask, count)
-        for sample, where, good in zip(rows, positions, valid, strict=True):
+        places = object_places(mask, count)
+        for sample, where, good in zip(rows, places.positions, places.valid, strict=True):
             assert where[good].tolist() == [i for i, inside in enumerate(sample) if inside]
-        features = torch.arange(12.0).view(1, 12, 1).expand(len(rows), 12, 1) + 1
-        gathered = gather_positions(features, positions, valid)
-        assert gathered.sum() == (features[:, :, 0] * mask.flatten(1)).sum()
+        assert places.of(features).sum() == (features[:, :, 0] * mask.flatten(1)).sum()
+    everything = all_places(mask)
+    assert everything.of(features) is features
+    assert torch.equal(everything.valid, mask.flatten(1))
 
 
 @pytest.mark.parametrize(

@@ -472,11 +472,13 @@ class Evaluator:
         """The picture as network input [1, 3, H, W], normalised."""
         return normalise_batch(picture.image.to(self.device, non_blocking=True))[None]
 
-    def support_mask(self, picture: Picture, class_id: int) -> Tensor:
-        """uint8 [1, H, W]: 1 object, 0 rest, 255 ignore."""
+    def support_mask(self, picture: Picture, class_id: int, model: FewShotModel) -> Tensor:
+        """uint8 [1, H, W]: 1 object, 0 rest, 255 ignore; where ``model`` wants it."""
         label = self.index.label(class_id)
-        mask = torch.from_numpy(object_mask(picture.mask.numpy(), label, self.cfg.ann_type))
-        return mask.to(self.device, non_blocking=True)[None]
+        mask = torch.from_numpy(object_mask(picture.mask.numpy(), label, self.cfg.ann_type))[None]
+        if self.device.type == "cuda":
+            mask = mask.pin_memory()
+        return mask if model.host_masks else mask.to(self.device, non_blocking=True)
 
     def target(self, picture: Picture) -> Tensor:
         """Class ids to score against, at the original or the input size."""
@@ -585,7 +587,8 @@ class _Walk:
             position, class_id = key
             picture = self.reader.get(position)
             encoding = self.model.encode_support(
-                self.evaluator.on_device(picture), self.evaluator.support_mask(picture, class_id)
+                self.evaluator.on_device(picture),
+                self.evaluator.support_mask(picture, class_id, self.model),
             )
             self.supports += 1
             self.frozen.put(("support", key), encoding)
@@ -629,7 +632,7 @@ class _Naive:
             picture = self.reader.get(task.episode.query)
             supports = [self.reader.get(position) for position in task.episode.supports]
             images = torch.stack([evaluator.on_device(s) for s in supports], dim=1)
-            masks = [evaluator.support_mask(s, task.support_class) for s in supports]
+            masks = [evaluator.support_mask(s, task.support_class, self.model) for s in supports]
             out = self.model(evaluator.on_device(picture), images, torch.stack(masks, dim=1))
             content = tuple(map(int, picture.content))
             query = _Query(None, evaluator.target(picture), content)
