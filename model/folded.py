@@ -8,6 +8,7 @@ torch's.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from model.winograd import NONE, Spare, Winograd, pays
 
 SHAPES = 2  # of inputs, for which laid-out weights are kept
+RECENT = 64  # calls by which it is judged which shapes come often
 # Of torch.ops.mkldnn; torch's own compiler relies on them, its documentation leaves them out.
 OPERATIONS = (
     "_convolution_pointwise",
@@ -51,7 +53,8 @@ class FoldedConv:
     weight: Tensor
     bias: Tensor
     conv: nn.Conv2d
-    _layouts: list[tuple[list[int], Tensor]] = field(default_factory=list)
+    _layouts: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _asked: Counter[tuple[int, ...]] = field(default_factory=Counter)
 
     def __call__(
         self,
@@ -106,19 +109,22 @@ class FoldedConv:
 
     def _packed(self, x: Tensor) -> Tensor:
         """The weights as oneDNN reads them for inputs of x's shape: those for another shape may be
-        far slower. They are kept for two shapes, of which the one that came again stays longer:
-        pictures have one shape, supports around their objects many.
+        far slower. A new shape takes the place of the one that came less often of late: pictures
+        have one shape, supports around their objects many.
         """
-        shape = list(x.shape)
-        known = [pair for pair in self._layouts if pair[0] == shape]
-        others = [pair for pair in self._layouts if pair[0] != shape]
-        if known:
-            self._layouts = [*known, *others]
-            return known[0][1]
-        with torch.inference_mode(False), torch.no_grad():
-            reorder = torch.ops.mkldnn._reorder_convolution_weight
-            found = reorder(self.weight, *self._options, shape)
-        self._layouts = [*others[: SHAPES - 1], (shape, found)]
+        shape = tuple(x.shape)
+        self._asked[shape] += 1
+        if self._asked.total() > RECENT:
+            asked = tuple(self._asked.items())
+            self._asked = Counter({shape: n // 2 for shape, n in asked if n > 1})
+        found = self._layouts.get(shape)
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():
+                reorder = torch.ops.mkldnn._reorder_convolution_weight
+                found = reorder(self.weight, *self._options, list(shape))
+            others = sorted(self._layouts, key=self._asked.__getitem__)[-(SHAPES - 1) :]
+            # A new dictionary: other threads may be reading the former one.
+            self._layouts = {**{s: self._layouts[s] for s in others}, shape: found}
         return found
 
 

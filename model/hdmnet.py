@@ -29,12 +29,13 @@ AREA_EPSILON = 0.0005
 
 
 class QueryEncoding(NamedTuple):
-    """Frozen: middle [B, C3+C2, h, w]; f4, f5 [B, h·w, C]; gram [B, C2, C2]; base logits.
+    """Frozen: f2, f3 [B, C, h, w]; f4, f5 [B, h·w, C]; gram [B, C2, C2]; base logits.
 
     ``gram`` and ``base`` are None without the ensemble.
     """
 
-    middle: Tensor
+    f2: Tensor
+    f3: Tensor
     f4: Tensor
     f5: Tensor
     gram: Tensor | None
@@ -42,14 +43,15 @@ class QueryEncoding(NamedTuple):
 
 
 class SupportEncoding(NamedTuple):
-    """Frozen: middle [B, C3+C2, h, w]; f4, f5 [B, n, C] at the object's positions, then zeros.
+    """Frozen: f2, f3 [B, C, h, w]; f4, f5 [B, n, C] at the object's positions, then zeros.
 
     outside [B]: True when some position is not object; mask [B, H, W] uint8 (1 = object); places:
     the object in the maps of each stage, of which the first has the size of f4. The textbook path
     keeps all n = h·w positions, zeroed outside the object.
     """
 
-    middle: Tensor
+    f2: Tensor
+    f3: Tensor
     f4: Tensor
     f5: Tensor
     outside: Tensor
@@ -232,7 +234,8 @@ class HDMNet(FewShotModel):
         rectified = self._rectified(features.f4)
         f5 = self.head.fast(rectified) if self.fast else self.head(rectified)
         return QueryEncoding(
-            middle=torch.cat([features.f3, features.f2], dim=1),
+            f2=features.f2,
+            f3=features.f3,
             f4=to_tokens(features.f4),
             f5=to_tokens(f5),
             gram=gram(features.f2) if self.ensemble is not None else None,
@@ -257,7 +260,8 @@ class HDMNet(FewShotModel):
             f4 = to_tokens(features.f4) * at.valid[:, :, None]
             f5 = to_tokens(self.head(rectified)) * at.valid[:, :, None]
         return SupportEncoding(
-            middle=torch.cat([features.f3, features.f2], dim=1),
+            f2=features.f2,
+            f3=features.f3,
             f4=f4,
             f5=f5,
             outside=outside,
@@ -280,12 +284,12 @@ class HDMNet(FewShotModel):
 
     def prepare_query(self, encoding: QueryEncoding) -> PreparedQuery:
         """The query's reduction of cat(f3, f2)."""
-        feature = self.reduce_dropout(F.relu(self.reduce_query(encoding.middle)))
+        feature = self._reduce(self.reduce_query, encoding)
         return PreparedQuery(feature, encoding.f4, encoding.f5, encoding.gram, encoding.base)
 
     def prepare_support(self, encoding: SupportEncoding) -> PreparedSupport:
         """The support's reduction, its prototype, and its way through the pyramid."""
-        feature = self.reduce_dropout(F.relu(self.reduce_support(encoding.middle)))
+        feature = self._reduce(self.reduce_support, encoding)
         prototype = masked_prototype(feature, encoding.mask)
         x = self._merge(self.merge_support, feature, prototype)
         tokens = []
@@ -303,6 +307,16 @@ class HDMNet(FewShotModel):
             encoding.gram,
             tuple(tokens),
         )
+
+    def _reduce(self, conv: nn.Conv2d, encoding: QueryEncoding | SupportEncoding) -> Tensor:
+        """Dropout of the ReLU of a 1×1 convolution over cat(f3, f2): [B, 256, h, w]."""
+        f2, f3 = encoding.f2, encoding.f3
+        if self.fast:  # without the copy that cat makes
+            weight, channels = conv.weight, f3.shape[1]
+            x = F.conv2d(f3, weight[:, :channels]) + F.conv2d(f2, weight[:, channels:])
+        else:
+            x = conv(torch.cat([f3, f2], dim=1))
+        return self.reduce_dropout(F.relu(x))
 
     def _merge(
         self, conv: nn.Conv2d, feature: Tensor, prototype: Tensor, prior: Tensor | None = None

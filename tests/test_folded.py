@@ -11,7 +11,7 @@ from torch import nn
 
 import model.folded
 from benchmark.measure import operations
-from model.folded import SHAPES, FoldedConv, packs
+from model.folded import RECENT, SHAPES, FoldedConv, packs
 from model.layers import ConvNorm
 from model.prior import products
 
@@ -81,12 +81,24 @@ def check(dtype, kernel, options, sizes, last, add, rectify):
 @pytest.mark.skipif(not packs(torch.zeros(1)), reason="this torch has no oneDNN")
 def test_laid_out_weights_are_kept_for_few_shapes():
     conv = folded(8, 12, 1)
-    for side in (5, 6, 5, 7, 8, 9, 5):  # 5 comes again, the others do not
+
+    def sides() -> set[int]:
+        return {shape[2] for shape in conv._layouts}
+
+    def ask(side: int) -> None:
         conv(torch.randn(1, 8, side, side))
-        shapes = [shape[2] for shape, _ in conv._layouts]
-        assert len(shapes) <= SHAPES and {5, side} <= set(shapes)
-    kept = conv._packed(torch.empty(1, 8, 5, 5))
-    assert conv._packed(torch.empty(1, 8, 5, 5)) is kept
+        assert len(sides()) <= SHAPES and side in sides()
+
+    for picture in (5, 6):  # pictures of another size after some time
+        for number in range(200):
+            ask(7 + number % 20)  # supports, whose shapes hardly come again
+            kept = sides()
+            ask(picture)
+            # From the second time on it needs no new layout; the former size is forgotten.
+            assert picture in kept or number < (2 if picture == 5 else RECENT)
+    kept = conv._packed(torch.empty(1, 8, 6, 6))
+    assert conv._packed(torch.empty(1, 8, 6, 6)) is kept
+    assert len(conv._asked) <= RECENT
 
 
 def test_gradients_reach_the_input_of_frozen_weights():
