@@ -56,11 +56,13 @@ def test_without_what_nobody_needs(dilation, sides, part):
     assert (found - expected).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("chunk", [1, 40_000, 10**9])
 @pytest.mark.parametrize("part", [1, 50_000, 100_000, 10**9])
-def test_working_in_parts_changes_nothing(monkeypatch, part):
+def test_working_in_parts_changes_nothing(monkeypatch, part, chunk):
     x, weight, bias = case(2, 4, 3, 37, 30)
     whole = F.conv2d(x, weight, bias, padding=2, dilation=2)
     monkeypatch.setattr(winograd, "PART", part)
+    monkeypatch.setattr(winograd, "CHUNK", chunk)
     assert (Winograd(weight, bias, 2)(x) - whole).abs().max() < 1e-12
 
 
