@@ -80,9 +80,9 @@ class Winograd:
         rows, columns = (-(-size // (d * m)) for size in (height, width))
         outputs = self.weight.shape[2]
         in_row = batch * d * d * columns  # tiles
-        most = max(1, PART // (t * t * in_row * channels * x.element_size()))
-        part = -(-rows // -(-rows // most))
-        chunk = min(part, max(1, CHUNK // (t * t * in_row * channels * x.element_size())))
+        row_bytes = t * t * in_row * channels * x.element_size()
+        part = -(-rows // -(-rows // max(1, PART // row_bytes)))
+        chunk = min(part, max(1, CHUNK // row_bytes))
         out = x.new_empty(batch, rows, m, d, columns, m, d, outputs)
         # Two pieces of memory, by turns, for what is made on the way.
         one, other = (

@@ -246,11 +246,11 @@ class FewShotPredictor:
                 f"{what}: the object ({int((annotation == 1).sum())} pixels) vanishes at the "
                 f"network's input size of {self.cfg.val_size}; crop the picture around it"
             )
-        mask_tensor = torch.from_numpy(object_mask(small[1], 1, self.cfg.ann_type))
+        mask_tensor = torch.from_numpy(object_mask(small[1], 1, self.cfg.ann_type))[None]
+        if not self.model.host_masks:
+            mask_tensor = mask_tensor.to(self.device)
         with torch.inference_mode(), self._precision():
-            encoding = self.model.encode_support(
-                self._tensor(small[0]), mask_tensor[None].to(self.device)
-            )
+            encoding = self.model.encode_support(self._tensor(small[0]), mask_tensor)
             encoding = self.model.prepare_support(encoding)
         self._supports.setdefault(class_name, []).append(encoding)
 
