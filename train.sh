@@ -5,5 +5,5 @@
 # The backbone also picks the method: resnet50 is HDMNet, resnet50_hsnet is HSNet.
 # The output is kept under exp/logs (LOG_DIR); the exit status is that of train.py.
 cd "$(dirname "$0")" || exit 2
-. ./util/launch.sh
+. ./util/runtime/launch.sh
 launch train.py "" yes "$@"

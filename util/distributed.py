@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from util.errors import FewShotError
+from util.errors import FewShotError, LostProcess
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
@@ -133,7 +133,7 @@ def guard() -> Iterator[None]:
     except RuntimeError as error:
         text = str(error).lower()
         if world_size() > 1 and any(mark in text for mark in LOST_PEER):
-            raise FewShotError(
+            raise LostProcess(
                 f"process {rank()} lost another process of this run ({str(error).splitlines()[0]});"
                 " go on from the last checkpoint with --resume auto"
             ) from error

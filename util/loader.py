@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from util import distributed
-from util.errors import FewShotError
+from util.errors import FewShotError, LostProcess
 from util.rng import epoch_order
 from util.signals import ignore_in_worker
 
@@ -151,7 +151,7 @@ def whole(loader: DataLoader) -> Iterator[Any]:
     except LOST_WORKER as error:
         if loader.num_workers == 0:
             raise
-        raise FewShotError(f"{WORKER_DIED} ({error}); {GO_ON}") from error
+        raise LostProcess(f"{WORKER_DIED} ({error}); {GO_ON}") from error
 
 
 @contextmanager
@@ -166,4 +166,4 @@ def dead_workers() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise FewShotError(f"{WORKER_DIED}; {GO_ON}") from error
+        raise LostProcess(f"{WORKER_DIED}; {GO_ON}") from error

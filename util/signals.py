@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 
 
 class StopRequest:
     """``.asked`` turns true at the first SIGTERM or SIGINT; a second one ends the process at once.
 
-    Use as a context manager: the previous handlers come back at the end.
+    What comes within ``SAME_WISH`` seconds of the first is the same wish: Ctrl-C reaches a process
+    from the terminal and again through the script that has started it. Use as a context manager:
+    the previous handlers come back at the end.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SAME_WISH = 2.0
 
     def __init__(self) -> None:
         self.asked = False
         self.name = ""
+        self._since = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,9 +36,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self.name = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        if not self.asked:
+            self.asked, self.name = True, signal.Signals(number).name
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > self.SAME_WISH:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 def ignore_in_worker(_: int) -> None:

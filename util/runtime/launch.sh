@@ -60,19 +60,43 @@ launch() {
         set -- --opts shot "$shot" "$@"
     fi
 
+    # A python that has no torch gives way to the environment of `make install`.
     python=${PYTHON:-python}
+    probe='import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'
+    "$python" -c "$probe" >/dev/null 2>&1 || python=.venv/bin/python
     if ! command -v "$python" >/dev/null 2>&1; then
-        python=.venv/bin/python
-    fi
-    if ! command -v "$python" >/dev/null 2>&1; then
-        echo "error: no python found: set PYTHON, or run 'make install' first" >&2
+        echo "error: no python with torch found: run 'make install' first, or set PYTHON" >&2
         exit 2
     fi
+
+    # One process is started directly and keeps its exit status; several are torchrun's.
+    case $gpus in
+    0) export CUDA_VISIBLE_DEVICES= ;;
+    1) ;;
+    *)
+        if [ -z "${OMP_NUM_THREADS:-}" ]; then
+            cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+            OMP_NUM_THREADS=$((cores / gpus > 1 ? cores / gpus : 1))
+            export OMP_NUM_THREADS
+        fi
+        if [ "${NNODES:-1}" = 1 ]; then
+            set -- --standalone --nproc_per_node "$gpus" --max-restarts "${MAX_RESTARTS:-0}" \
+                "$script" --config "$config" "$@"
+        else
+            [ -n "${RDZV_ENDPOINT:-}" ] || usage "NNODES $NNODES needs RDZV_ENDPOINT, HOST:PORT of one"
+            set -- --nnodes "$NNODES" --nproc_per_node "$gpus" --rdzv_backend c10d \
+                --rdzv_endpoint "$RDZV_ENDPOINT" --rdzv_id "${RDZV_ID:-$data-$split-$backbone$shot}" \
+                --max-restarts "${MAX_RESTARTS:-0}" "$script" --config "$config" "$@"
+        fi
+        set -- -m torch.distributed.run "$@"
+        ;;
+    esac
+    [ "$gpus" -gt 1 ] || set -- "$script" --config "$config" "$@"
 
     logs=${LOG_DIR:-exp/logs}
     log=$logs/${script%.py}_${data}_${split}_$backbone${shot:+_${shot}shot}.log
     mkdir -p "$logs" && pipe=$(mktemp -d) && mkfifo "$pipe/log" || exit 2
-    echo "$(date '+%Y-%m-%d %H:%M:%S') $script --config $config $*" >>"$log" || exit 2
+    echo "$(date '+%Y-%m-%d %H:%M:%S') $*" >>"$log" || exit 2
 
     # In the background, so that a signal to this shell can be passed on while it waits. tee must
     # outlive the signal: what the processes say while they save is in the log too.
@@ -81,7 +105,7 @@ launch() {
         exec tee -a "$log" <"$pipe/log"
     ) &
     tee=$!
-    "$python" -m util.launch "$gpus" "$script" --config "$config" "$@" >"$pipe/log" 2>&1 &
+    "$python" "$@" >"$pipe/log" 2>&1 &
     pid=$!
     trap 'signalled=yes; kill -TERM "$pid" 2>/dev/null' TERM INT HUP
 

@@ -1,0 +1,1 @@
+"""Around the machine: errors and exit statuses, signals, processes, random numbers, memory."""
