@@ -36,11 +36,11 @@ from util.evaluate import (
     episodes_at_once,
     plan_jobs,
     plan_tasks,
-    restore,
     weight_file,
 )
 from util.lists import FoldIndex, build_index
 from util.reader import PictureReader
+from util.transform import restore
 
 CLASSES = 6
 NAMES = [f"class {i}" for i in range(1, CLASSES + 1)]

@@ -1,0 +1,148 @@
+"""What is counted while episodes are walked, on the device; exact sums over processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.fewshot import Output
+from util import distributed
+from util.evaluate.plan import Task
+from util.lists import FoldIndex
+from util.metrics import BinaryCounts, ClassCounts, ThresholdCounts
+from util.transform import IGNORE, restore
+
+PRIOR_MAPS = ("f5", "f4", "mean of both")
+
+
+class Query(NamedTuple):
+    """A query picture on the device: frozen encoding, mask to score against, its input part."""
+
+    encoding: Any
+    target: Tensor
+    content: tuple[int, int]
+
+
+class Tally:
+    """Everything that is counted during a walk over ``runs`` x ``episodes``, on the device."""
+
+    def __init__(
+        self,
+        cfg: Any,
+        index: FoldIndex,
+        device: torch.device,
+        runs: int,
+        episodes: int,
+        baselines: bool,
+        details: bool,
+    ) -> None:
+        self.device, self.runs = device, runs
+        self.classes, self.names = tuple(sorted(index.per_class)), index.names
+        self.lut = None
+        if not index.binary:  # masks of one object do not say what else is in the picture
+            self.lut = torch.from_numpy(cfg.fold.lut()).to(device)
+        self.label = index.label
+        self.at_original_size = cfg.ori_resize
+        self.baselines, self.details = baselines, details
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
+        # Made by the first episode, which shows what the model puts out; None until then.
+        self.counts: BinaryCounts | None = None
+        self.base: ClassCounts | None = None
+        self.prior: ThresholdCounts | None = None
+        self.base_channels = 0
+        shape = (episodes if details else 0, 2)
+        self.scores = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        shape = (len(self.classes) if details else 0, 256)
+        self.leakage = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        self.row = {class_id: i for i, class_id in enumerate(self.classes)}
+
+    def _allocate(self, heads: Sequence[str], base: int, prior: int) -> None:
+        self.counts = BinaryCounts(self.runs, self.classes, heads, self.device)
+        if base:
+            self.base = ClassCounts(self.runs, base, self.device)
+        if prior:
+            self.prior = ThresholdCounts(self.runs, self.classes, prior, self.device)
+
+    def add(self, tasks: Sequence[Task], out: Output, query: Query, weights: Counter) -> None:
+        """Count a batch of episodes about one query.
+
+        weights: how often, in each run, the base learner's result for this query counts; it is
+        the same in every episode about a query. Empty: not now.
+        """
+        heads = [("final", out.final)] + ([] if out.meta is None else [("meta", out.meta)])
+        if self.counts is None:
+            with_base = out.base is not None and self.lut is not None
+            self._allocate(
+                [name for name, _ in heads],
+                out.base.shape[1] if with_base else 0,
+                len(PRIOR_MAPS) if self.baselines and out.prior is not None else 0,
+            )
+        logits = torch.cat([value for _, value in heads], dim=1)
+        self.finite &= logits.isfinite().all()
+        logits = self._scored(logits, query)
+        found = logits[:, 1::2] > logits[:, 0::2]
+        classes = [task.episode.class_id for task in tasks]
+        labels = {c: self._labels(query.target, c) for c in dict.fromkeys(classes)}
+        target = torch.stack([labels[class_id] for class_id in classes])
+        rows = self.counts.add([task.run for task in tasks], classes, found, target)
+        if self.base is not None and weights:
+            predicted = self._scored(out.base[:1], query)[0].argmax(0)
+            counted = self.base.count(predicted, self.lut[query.target.long()])
+            for run, times in weights.items():
+                self.base.counts[run] += counted * times
+        if self.prior is not None:
+            maps = torch.cat([out.prior, out.prior.mean(1, keepdim=True)], dim=1)
+            maps = self._scored(self._enlarged(maps, tuple(out.final.shape[-2:])), query)
+            for task, scores, label in zip(tasks, maps, target, strict=True):
+                self.prior.add(task.run, task.episode.class_id, scores, label)
+        if self.details:
+            self._add_details(tasks, found[:, 0], query, rows[:, 0])
+
+    def _labels(self, target: Tensor, class_id: int) -> Tensor:
+        """uint8 [H, W] of class ids -> 1 = this class, 0 = rest, 255 = ignored."""
+        labels = (target == self.label(class_id)).to(torch.uint8)
+        return labels.masked_fill_(target == IGNORE, IGNORE)
+
+    @staticmethod
+    def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(maps.float(), size, mode="bilinear", align_corners=True)
+
+    def _scored(self, logits: Tensor, query: Query) -> Tensor:
+        if not self.at_original_size:
+            return logits if logits.dtype == torch.float64 else logits.float()
+        return restore(logits, query.content, tuple(query.target.shape))
+
+    def _add_details(
+        self, tasks: Sequence[Task], found: Tensor, query: Query, rows: Tensor
+    ) -> None:
+        """Each episode's intersection and union in the first run; true classes of found pixels."""
+        union = rows[:, 1] + rows[:, 2] - rows[:, 0]
+        true = query.target.long().flatten()
+        for task, hit, total, pixels in zip(tasks, rows[:, 0], union, found, strict=True):
+            if task.run == 0:
+                self.scores[task.episode.index, 0] += hit
+                self.scores[task.episode.index, 1] += total
+            self.leakage[self.row[task.episode.class_id]].scatter_add_(
+                0, true, pixels.flatten().long()
+            )
+
+    def reduce(self) -> None:
+        """Add up the counts of all processes (one that had no query picture included)."""
+        shape = None
+        if self.counts is not None:
+            base = 0 if self.base is None else self.base.counts.shape[-1]
+            maps = 0 if self.prior is None else len(PRIOR_MAPS)
+            shape = (self.counts.heads, base, maps)
+        shapes = [found for found in distributed.gather_objects(shape) if found is not None]
+        if self.counts is None:
+            self._allocate(*shapes[0])
+        for counts in (self.counts, self.base, self.prior):
+            if counts is not None:
+                counts.reduce()
+        self.scores = distributed.reduce_counts(self.scores)
+        self.leakage = distributed.reduce_counts(self.leakage)
