@@ -23,13 +23,12 @@ from torch import Tensor
 from model.fewshot import FewShotModel, Output, join_shots
 from util.checkpoint import read_checkpoint
 from util.config import Config, config_from_dict, load_config
+from util.data.reading import binary_mask, read_image, read_mask
 from util.errors import FewShotError
 from util.evaluate import AMP, load_model, weight_file
 from util.transform import (
     normalise,
     object_mask,
-    read_image,
-    read_mask,
     restore,
     val_transform,
 )
@@ -54,40 +53,6 @@ class Prediction(NamedTuple):
     classes: tuple[str, ...]
     priors: dict[str, np.ndarray]
     correlations: dict[str, list[np.ndarray]]
-
-
-def binary_mask(mask: np.ndarray, label: int | None = None, name: str = "the mask") -> np.ndarray:
-    """A mask as people save it -> uint8 [H, W] with 1 = object, 0 = rest, 255 = ignored.
-
-    Args:
-        mask: bool or integer [H, W]. With ``label``, pixels of that value are the object and 255 is
-            ignored. Without, the mask must be binary: False/True, 0/1 (and 255 = ignored), or
-            0/255 as drawing programs save it, where 255 is the object.
-        name: how error messages call the mask.
-    Raises:
-        FewShotError: wrong shape or type, several labels and none chosen, or no object.
-    """
-    mask = np.asarray(mask)
-    if mask.ndim != 2 or not (mask.dtype == bool or np.issubdtype(mask.dtype, np.integer)):
-        raise FewShotError(
-            f"{name} must hold whole numbers in two dimensions, not {mask.dtype} {mask.shape}"
-        )
-    values = np.unique(mask)
-    if label is None:
-        if not np.isin(values, (0, 1, 255)).all():
-            shown = ", ".join(str(value) for value in values[:6])
-            raise FewShotError(
-                f"{name} holds several labels ({shown}{', …' if values.size > 6 else ''}); "
-                "say which one is the object (label=...)"
-            )
-        label = 1 if 1 in values else 255
-    result = (mask == label).astype(np.uint8)
-    if label != 255:
-        result[mask == 255] = 255
-    if not (result == 1).any():
-        found = ", ".join(str(value) for value in values[:6])
-        raise FewShotError(f"{name} has no object pixel (label {label}; the mask holds {found})")
-    return result
 
 
 def box_mask(size: tuple[int, int], box: Sequence[float]) -> np.ndarray:

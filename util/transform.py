@@ -1,4 +1,4 @@
-"""Reading pictures and masks, and one pipeline for a picture with any number of masks.
+"""One pipeline for a picture with any number of masks.
 
 Pictures are uint8 RGB [H, W, 3], masks uint8 [H, W]. Geometry happens on bytes, a quarter of the
 memory of float32; :func:`normalise` makes floats at the end.
@@ -7,28 +7,21 @@ Every random step takes a numpy generator, so that a sample depends on its seed 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from util.errors import FewShotError
+from util.data.reading import IGNORE, read_image, read_mask, read_pair  # noqa: F401 - one door
 
 # ImageNet mean and standard deviation, RGB, for values 0..255.
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-IGNORE = 255
 CROP_TRIES = 31  # how often the published code looks for a crop that keeps the object
 CROP_KEEPS = 0.85
 
@@ -37,17 +30,6 @@ Step = Callable[[np.random.Generator, list[np.ndarray]], list[np.ndarray]]
 
 # The loader's processes are the parallelism; threads of OpenCV in each would fight over the cores.
 cv2.setNumThreads(0)
-
-_JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def normalise(image: np.ndarray) -> Tensor:
@@ -77,99 +59,6 @@ def restore(logits: Tensor, content: tuple[int, int], size: tuple[int, int]) -> 
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
-
-
-# ---------------------------------------------------------------------------- reading
-
-
-def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
-    """Read a picture as uint8 RGB [H, W, 3]; greyscale, palette and CMYK pictures are converted.
-
-    orient: turn the picture upright as its EXIF tag says. Raises :class:`FewShotError` naming the
-    file when it is missing, truncated, no picture, or has 16 bits a channel.
-    """
-    data = _read_bytes(path, "picture")
-    # OpenCV is faster but fills a truncated JPEG up with grey. One whose last scan has an end is
-    # whole; all other files go to Pillow, which reads them or says what is wrong.
-    if data[:2] == _JPEG and data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN):
-        flags = cv2.IMREAD_COLOR | (0 if orient else cv2.IMREAD_IGNORE_ORIENTATION)
-        with contextlib.suppress(cv2.error):
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-            if pixels is not None:
-                return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise FewShotError(f"{path}: the picture has more than 8 bits a channel")
-            image = ImageOps.exif_transpose(image) if orient else image
-            return np.array(image.convert("RGB"))
-    except _DECODE_ERRORS as error:
-        raise FewShotError(f"{path}: the picture cannot be read ({_reason(error)})") from error
-
-
-def read_mask(path: str | Path, binary: bool = False) -> np.ndarray:
-    """Read a mask as uint8 [H, W]: the values of a greyscale file, the indices of a palette file.
-
-    binary: the mask shows one object; the result is 1 there and 0 elsewhere, whether the file
-    says 1, 255 or any palette index, and RGB files are accepted. Raises :class:`FewShotError`
-    naming the file when it is unreadable or its pixels cannot be class ids (RGB, 16 bit).
-    """
-    data = _read_bytes(path, "mask")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
-            if mode in ("L", "P"):
-                mask = np.array(image)
-            elif mode == "1":
-                mask = np.array(image, dtype=np.uint8)
-            elif binary and not mode.startswith(("I", "F")):
-                mask = np.array(image.convert("RGB").convert("L"))
-            else:
-                kind = "16-bit" if mode.startswith("I") else mode
-                raise FewShotError(
-                    f"{path}: a mask needs one 8-bit channel of class ids; this is a {kind} picture"
-                )
-    except _DECODE_ERRORS as error:
-        raise FewShotError(f"{path}: the mask cannot be read ({_reason(error)})") from error
-    if binary:
-        # Greyscale masks may have soft or compressed edges; those that hold 0 and 1 have not.
-        soft = mode != "P" and mask.max(initial=0) > 1
-        mask = (mask >= (128 if soft else 1)).astype(np.uint8)
-    return mask
-
-
-def read_pair(
-    image: str | Path, mask: str | Path, binary: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read a picture and its mask, which must have the same height and width.
-
-    The picture is turned upright as its EXIF tag says, unless the mask fits the stored pixels only.
-    """
-    pixels, labels = read_image(image), read_mask(mask, binary)
-    if pixels.shape[:2] != labels.shape and pixels.shape[:2] == labels.shape[::-1]:
-        pixels = read_image(image, orient=False)
-    if pixels.shape[:2] != labels.shape:
-        sizes = [f"{x.shape[1]}x{x.shape[0]}" for x in (pixels, labels)]
-        raise FewShotError(f"{image} is {sizes[0]} pixels, but its mask {mask} is {sizes[1]}")
-    return pixels, labels
-
-
-def _read_bytes(path: str | Path, what: str) -> bytes:
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise FewShotError(f"{path}: there is no such {what}") from error
-    except (OSError, ValueError) as error:
-        raise FewShotError(f"{path}: the {what} cannot be read ({_reason(error)})") from error
-    if not data:
-        raise FewShotError(f"{path}: the {what} file is empty")
-    return data
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture file"
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 # ---------------------------------------------------------------------------- masks
