@@ -34,7 +34,7 @@ from util.optim import build_optimizer, update_lr
 from util.pretrained import load_pretrained
 from util.progress import Progress, restore, snapshot
 from util.rng import DropoutStream, per_sample_dropout, seed_everything
-from util.signals import StopRequest, ignore_in_worker
+from util.signals import StopRequest, start_worker
 from util.store import CheckpointStore, read_state
 
 
@@ -234,7 +234,7 @@ def validate(model: nn.Module, cfg: Config, index: FoldIndex, device: torch.devi
         Guarded(Subset(PictureDataset(cfg, index), mine)),
         batch_size=None,
         num_workers=min(cfg.workers, len(mine)),
-        worker_init_fn=ignore_in_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator().manual_seed(0),
     )
     lut = None if index.binary else torch.from_numpy(cfg.fold.lut()).to(device)

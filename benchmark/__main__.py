@@ -17,6 +17,7 @@ import torch
 from benchmark import episode
 from benchmark.measure import machine
 from benchmark.protocol import loader, protocol
+from util.runtime.memory import keep_freed_memory
 
 FOLDER = Path(__file__).parent
 SECTIONS = ("episode", "training", "protocol", "growth", "loader", "hsnet")
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the two files")
     args = parser.parse_args()
+    keep_freed_memory()  # of all forms alike
     device = torch.device(args.device)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False

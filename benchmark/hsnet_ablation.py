@@ -19,6 +19,7 @@ from benchmark.measure import alternate, machine, medians, operations, peak_memo
 from model import build_model
 from model.fewshot import split_shots
 from util.config import load_config
+from util.runtime.memory import keep_freed_memory
 
 CONFIG = "config/pascal/pascal_split0_{}_hsnet.yaml"
 FORMS = {
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=400, help="side of the pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    keep_freed_memory()
     device = torch.device(args.device)
     print("; ".join(f"{key} {value}" for key, value in machine(device).items()))
     print(f"HSNet {args.backbone}, {args.size}², 1 shot, object share {OBJECT_SHARE:.0%}\n")

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from util.runtime.memory import keep_freed_memory
+
 MIB = 1 << 20
 
 
@@ -73,7 +75,7 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float:
 def in_fresh_process(function: Callable, *args):
     """What ``function(*args)`` returns in a new process, whose allocator keeps nothing yet."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, context, initializer=keep_freed_memory) as pool:
         return pool.submit(function, *args).result()
 
 

@@ -165,9 +165,9 @@ def test_a_signal_to_the_whole_group_saves_and_leaves(case, stage, number):
 def test_workers_ignore_strangers_and_obey_their_main_process():
     code = """
 import multiprocessing, os, subprocess, time
-from util.signals import ignore_in_worker
+from util.signals import start_worker
 def work(ready):
-    ignore_in_worker(0)
+    start_worker(0)
     ready.set()
     time.sleep(100)
 ready = multiprocessing.get_context("fork").Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from util.runtime.memory import keep_freed_memory
 from util.runtime.restarts import final_status, note_final
 
 EXIT_USER = 2
@@ -45,6 +46,7 @@ def run(main: Callable[[], None]) -> None:
     """Run an entry script's ``main``; turn a :class:`FewShotError` into one line and its status."""
     if status := final_status():
         sys.exit(status)
+    keep_freed_memory()
     try:
         main()
     except FewShotError as error:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from util.errors import FewShotError, run
 from util.folds import Fold
 from util.list_files import Pair, Source, exists, find_pairs, read_list
-from util.signals import ignore_in_worker
+from util.signals import start_worker
 from util.store import write_atomically
 from util.transform import IGNORE, read_mask
 
@@ -98,7 +98,7 @@ def parallel(
         return list(tqdm(map(function, items), **bar))
     forks = "fork" in multiprocessing.get_all_start_methods()  # no second import of torch
     context = multiprocessing.get_context("fork" if forks else None)
-    pool = ProcessPoolExecutor(workers, context, initializer=ignore_in_worker, initargs=(0,))
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(0,))
     try:
         return list(tqdm(pool.map(function, items, chunksize=16), **bar))
     except BrokenProcessPool as error:

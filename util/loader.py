@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from util import distributed
 from util.errors import FewShotError, LostProcess
 from util.rng import epoch_order
-from util.signals import ignore_in_worker
+from util.signals import start_worker
 
 WORKER_DIED = "a data-loading process died (killed, or out of memory: try fewer workers)"
 GO_ON = "go on from the last checkpoint with --resume auto"
@@ -129,7 +129,7 @@ def load_steps(
         batch_sampler=plan.micro_batches(epoch, first, last),
         num_workers=min(cfg.workers, (last - first) * plan.accumulate),
         collate_fn=collate,
-        worker_init_fn=ignore_in_worker,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
     )

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from util.cache import ByteCache
 from util.errors import FewShotError
 from util.loader import LOST_WORKER, WORKER_DIED
-from util.signals import ignore_in_worker
+from util.signals import start_worker
 
 HOST = torch.device("cpu")
 
@@ -80,7 +80,7 @@ class PictureReader:
             sampler=_Ahead(chain([first], demand), self.in_flight),
             num_workers=self.workers,
             collate_fn=_same,
-            worker_init_fn=ignore_in_worker,
+            worker_init_fn=start_worker,
             prefetch_factor=4,
             pin_memory=self.pin,
             # An own generator: torch's global one stays where training left it.

@@ -8,6 +8,8 @@ import threading
 import time
 from types import FrameType
 
+from util.runtime.memory import keep_freed_memory
+
 
 class StopRequest:
     """``.asked`` turns true at the first SIGTERM or SIGINT; a second one ends the process at once.
@@ -44,12 +46,14 @@ class StopRequest:
             signal.raise_signal(number)
 
 
-def ignore_in_worker(_: int) -> None:
+def start_worker(_: int) -> None:
     """``worker_init_fn``: a worker process ends when its main process says so, and only then.
+    It keeps freed memory like its main process, from which not every system forks it.
 
     Ctrl-C and a batch system's SIGTERM reach workers too, but the main process needs them until
     its last step. Its own SIGTERM (a pool that is torn down) is told apart by the sender.
     """
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS: SIGTERM ends workers there
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
