@@ -148,7 +148,7 @@ def train(cfg: Config, resume: str | None, device: torch.device, stop: StopReque
     def validate() -> bool:
         """Score the model; True when it is the best so far."""
         seed = cfg.manual_seed + (0 if cfg.fix_random_seed_val else at.epoch)
-        result = evaluator.run(model, seeds=[seed], episodes=cfg.episodes)
+        result = evaluator.run(model, seeds=[seed], episodes=cfg.episodes, say=log.say)
         scores = {k: result.mean.get(k) for k in VALIDATED}
         log.scalars({f"val/{name}": value for name, value in scores.items()}, at.iteration)
         better = at.improve(math.nan if scores["miou"] is None else scores["miou"])

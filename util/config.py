@@ -34,7 +34,7 @@ _YAML_ERRORS = (
 )
 _MAX_BYTES = 1 << 20
 _LISTED = ("pascal", "coco", "demo")  # other data sets without lists have a folder a class
-_EPISODES = {"pascal": 1000, "coco": 10000}
+_EPISODES = {"pascal": 1000, "coco": 10000, "fss": 2400}
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 

@@ -14,6 +14,7 @@ import json
 import logging
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -50,7 +51,7 @@ Counts = dict[int, int]
 class FoldIndex:
     """What one split may use of a list; positions are places in ``pairs``.
 
-    entries        positions that may be queries, in list order
+    entries        positions that may be queries: in list order, classes of folders in turn
     per_class      class id -> ascending positions that may be supports of that class
     present        entry -> ids of this fold's classes in its mask, whatever their size
     names          class id -> name
@@ -252,7 +253,7 @@ def select(cfg: Any, fold: Fold, mode: str, source: Source, counts: list[Counts]
             per_class[class_id].append(position)
     index = FoldIndex(
         pairs=source.pairs,
-        entries=list(present),
+        entries=list(present) if source.classes is None else in_turn(present, source.classes),
         per_class=per_class,
         present=present,
         names=fold.names,
@@ -262,10 +263,26 @@ def select(cfg: Any, fold: Fold, mode: str, source: Source, counts: list[Counts]
     if cfg.protocol == "hsnet" and mode != "base":
         index.class_first = cfg.data_set == "coco"
         if not index.class_first:
-            both = sorted((p, c) for c, places in per_class.items() for p in places)
-            index.entries = [position for position, _ in both]
-            index.entry_classes = [class_id for _, class_id in both]
+            turn = {position: number for number, position in enumerate(index.entries)}
+            both = sorted((turn[p], p, c) for c, places in per_class.items() for p in places)
+            index.entries = [position for _, position, _ in both]
+            index.entry_classes = [class_id for *_, class_id in both]
     return index
+
+
+def in_turn(positions: Iterable[int], classes: Sequence[int]) -> list[int]:
+    """Positions so that their classes take turns: the first of each class, the second of each, ...
+
+    However many of them are taken from the front, the numbers for two classes differ by at most
+    one while both have pictures left; all of them are one pass over all pictures.
+    """
+    taken: Counter[int] = Counter()
+    turns = []
+    for position in positions:
+        class_id = classes[position]
+        turns.append((taken[class_id], class_id, position))
+        taken[class_id] += 1
+    return [position for *_, position in sorted(turns)]
 
 
 if __name__ == "__main__":

@@ -246,7 +246,7 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
         _int("batch_size_val", None, "episodes evaluated at once; null: by the picture's size", 1),
         _bool("resized_val", True, "resize to val_size x val_size; False: keep the aspect, pad"),
         _bool("ori_resize", True, "score at the picture's own size; False: at val_size"),
-        _int("episodes", None, "episodes of a run (pascal 1000, coco 10000, others 200)", 1),
+        _int("episodes", None, "episodes of a run (pascal 1000, coco 10000, fss 2400; 200)", 1),
         _int("runs", 10, "runs with one seed each", 1),
         Key("seeds", "ints", (510, 365, 382, 322, 988, 98, 742, 17, 595, 106), "seeds of the runs",
             low=0, high=2**32 - 1),

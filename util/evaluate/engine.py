@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,13 @@ from util.cache import ByteCache, budgets
 from util.dataset import Picture, PictureDataset
 from util.episodes import EpisodeSampler
 from util.errors import FewShotError
-from util.evaluate.plan import Job, plan_jobs, plan_tasks
+from util.evaluate.plan import (
+    Job,
+    classes_not_asked,
+    not_asked_message,
+    plan_jobs,
+    plan_tasks,
+)
 from util.evaluate.result import Result, make_result
 from util.evaluate.tally import Query, Tally
 from util.lists import FoldIndex
@@ -71,7 +77,7 @@ class Evaluator:
         self.frozen = ByteCache([(place, int(size * kept)) for place, size in room])
         self.prepared_room = [(place, size - int(size * kept)) for place, size in room]
         self.content: dict[int, tuple[int, int]] = {}
-        self.warned = False
+        self.said: set[str] = set()
 
     def forget(self) -> None:
         """Drop what is kept between runs: the encoder has changed."""
@@ -88,13 +94,15 @@ class Evaluator:
         swap_supports: bool = False,
         details: bool = False,
         progress: bool = True,
+        say: Callable[[str], object] = tqdm.write,
     ) -> Result:
         """``episodes`` episodes a run, one run for each of ``seeds``; the model is left as it was.
 
         engine: 'walk', or 'naive' for the reference loop. baselines: also count a prediction that
         calls everything object, and the prior mask at its best threshold. swap_supports: give
         supports of another class. details: keep the IoU of each episode of the first run and what
-        the predicted pixels really are. Under torchrun every process must call this.
+        the predicted pixels really are. say: is told, once each, which classes are left out or not
+        asked about. Under torchrun every process must call this.
 
         Raises FewShotError for unreadable pictures, classes that cannot form any episode, and a
         model that puts out numbers that are not finite.
@@ -109,9 +117,12 @@ class Evaluator:
         tasks, sampler = plan_tasks(
             self.index, self.classes, cfg.shot, seeds, episodes, swap_supports
         )
-        if sampler.dropped and not self.warned and distributed.is_main():
-            tqdm.write(f"warning: {sampler.dropped_message()}")
-            self.warned = True
+        missing = classes_not_asked(tasks, sampler.classes)
+        asked = not_asked_message(self.index, sampler.classes, missing, len(seeds), episodes)
+        for message in (sampler.dropped_message(), asked):
+            if message and message not in self.said and distributed.is_main():
+                say(f"warning: {message}")
+                self.said.add(message)
         jobs = plan_jobs(tasks, distributed.rank(), distributed.world_size())
         tally = Tally(cfg, self.index, self.device, len(seeds), episodes, baselines, details)
         walk = _Walk(self, model, jobs, tally) if engine == "walk" else None
@@ -161,7 +172,12 @@ class Evaluator:
         }
         first = [task.episode for task in tasks if task.run == 0] if details else []
         result = make_result(tuple(seeds), episodes, tally, timing, first)
-        return replace(result, parameters=learnable_parameters(model, cfg))
+        return replace(
+            result,
+            parameters=learnable_parameters(model, cfg),
+            not_asked=[self.index.names[c] for c in missing],
+            left_out=list(sampler.dropped),
+        )
 
     def _precision(self) -> torch.autocast:
         dtype = AMP[self.cfg.amp]

@@ -88,6 +88,32 @@ def swapped(
     return episode._replace(supports=tuple(pools[other][i] for i in chosen)), other
 
 
+def classes_not_asked(tasks: Sequence[Task], classes: Sequence[int]) -> list[int]:
+    """Those of ``classes`` that at least one run has no episode about."""
+    runs = {task.run for task in tasks}
+    asked = {(task.run, task.episode.class_id) for task in tasks}
+    return [c for c in classes if any((run, c) not in asked for run in runs)]
+
+
+def not_asked_message(
+    index: FoldIndex, classes: Sequence[int], missing: Sequence[int], runs: int, episodes: int
+) -> str:
+    """One sentence that names the classes ``missing`` from a run, or an empty string.
+
+    classes: those that can form an episode; episodes: of each of the ``runs``.
+    """
+    if not missing:
+        return ""
+    where = "the run" if runs == 1 else f"at least one of the {runs} runs"
+    # Class folders take turns; what a list asks about depends on its pictures.
+    enough = f"at least {len(classes)}" if index.binary else "more"
+    return (
+        f"{index.source}: {len(missing)} of {len(classes)} classes have no episode in {where} of "
+        f"{episodes} episodes: {', '.join(index.names[c] for c in missing)}; the run's mean is "
+        f"that of the others; give {enough} episodes"
+    )
+
+
 def plan_jobs(tasks: Sequence[Task], rank: int = 0, ranks: int = 1) -> list[Job]:
     """This process's share of the walk: every query picture belongs to exactly one process.
 

@@ -34,7 +34,8 @@ class Result:
     the half width of the 95 % interval of the mean (Student's t), None with a single run.
     class_iou: head ('final', 'meta') -> class name -> IoU, mean over the runs that had it.
     scored: with ``details``, (IoU, episode) of the first run; leakage: class name -> true class
-    name -> predicted pixels; parameters: how many the model learns.
+    name -> predicted pixels; parameters: how many the model learns; not_asked: classes that some
+    run has no episode about; left_out: classes that cannot form an episode.
     """
 
     episodes: int
@@ -49,6 +50,8 @@ class Result:
     leakage: dict[str, dict[str, int]] = field(default_factory=dict)
     counts: Tally | None = None
     parameters: int | None = None
+    not_asked: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def to_json(self, cfg: Any, weight: str | Path | None) -> dict[str, Any]:
         """The content of ``test.py --output``."""
@@ -67,6 +70,8 @@ class Result:
             "timing": self.timing,
             "parameters": self.parameters,
             "folds": split_count(cfg),
+            "not_asked": self.not_asked,
+            "left_out": self.left_out,
             "settings": settings(cfg),
         }
         if cfg.fold.source != "table":  # a split that nobody else may have: the result says so

@@ -54,7 +54,6 @@ class Tally:
         self.counts: BinaryCounts | None = None
         self.base: ClassCounts | None = None
         self.prior: ThresholdCounts | None = None
-        self.base_channels = 0
         shape = (episodes if details else 0, 2)
         self.scores = torch.zeros(shape, dtype=torch.int64, device=self.device)
         shape = (len(self.classes) if details else 0, 256)
