@@ -66,10 +66,7 @@ def load_picture(path: str) -> np.ndarray:
 
 def fit_canvas(image: np.ndarray) -> np.ndarray:
     """``image`` shrunk until its longer side is at most ``CANVAS`` pixels."""
-    scale = CANVAS / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return image if max(image.shape[:2]) <= CANVAS else visualize.fit(image, CANVAS)
 
 
 def painted_mask(editor: dict[str, Any] | None) -> tuple[np.ndarray, np.ndarray]:

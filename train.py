@@ -188,7 +188,7 @@ def train(cfg: Config, resume: str | None, device: torch.device, stop: StopReque
                     for name, value in joint_values(terms, share, plan.accumulate).items():
                         losses[name] = losses.get(name, 0.0) + value
                         if not math.isfinite(value):
-                            bad_files = [file for episode in files for file in episode]
+                            bad_files += [file for episode in files for file in episode]
 
                 # All processes agree on what happened before the weights move.
                 *values, stopping = distributed.sum_floats([*losses.values(), float(stop.asked)])

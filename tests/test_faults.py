@@ -112,6 +112,7 @@ import os, signal, sys, torch
 from pathlib import Path
 from tests.test_store import state
 from util import store as module
+from util.runtime import files
 store = module.CheckpointStore(Path({str(tmp_path)!r}))
 store.save(state(1), "last")
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -122,11 +123,11 @@ class Half:
     def write(self, data): self.file.write(data[: len(data) // 2]); self.file.flush(); die()
 moment = {moment!r}
 if moment == "half written":
-    module.open = lambda *a: Half(open(*a))
+    files.open = lambda *a: Half(open(*a))
 elif moment == "before the rename":
     os.replace = die
 else:
-    module._sync_folder = die
+    files._sync_folder = die
 store.save(state(2), "last")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment())

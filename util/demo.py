@@ -17,7 +17,8 @@ from util.checkpoint import read_checkpoint
 from util.errors import FewShotError, run
 from util.evaluate import grid, percent
 from util.report import read_result
-from util.store import serialise, write_atomically
+from util.runtime.files import write_atomically
+from util.store import serialise
 
 BASELINES = {"all_foreground": "all foreground", "prior": "prior mask, best threshold"}
 MARGIN = 0.15  # what the demo promises: this much above the better baseline ...
@@ -73,7 +74,6 @@ def export_encoder(checkpoint: Path, output: Path) -> None:
     if content.get("arch") != "PSPNet":
         raise FewShotError(f"{checkpoint} is no stage-1 checkpoint (train_base.py writes them)")
     kept = {key: content[key] for key in ("format", "arch", "model", "config") if key in content}
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, serialise(kept))
 
 

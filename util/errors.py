@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import resource
 import sys
 from collections.abc import Callable
 
@@ -43,12 +46,24 @@ class LostProcess(FewShotError):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an entry script's ``main``; turn a :class:`FewShotError` into one line and its status."""
+    """Run an entry script's ``main``; turn a :class:`FewShotError` into one line and its status.
+
+    What the screen's encoding lacks is written as its escape (``\\xb1``): no sign in a table or in
+    a file's name ends a command that has done its work.
+    """
     if status := final_status():
         sys.exit(status)
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        main()
+        try:
+            main()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise FewShotError(too_many_files()) from error
     except FewShotError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if error.final:
@@ -58,6 +73,16 @@ def run(main: Callable[[], None]) -> None:
         if end.code in (EXIT_USER, EXIT_NONFINITE):
             note_final(end.code)
         raise
+
+
+def too_many_files() -> str:
+    """What to do when a process may open no more files."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (
+        f"too many open files: this process may have {limit} (ulimit -n shows it); raise the limit "
+        "with 'ulimit -n 4096' before the command, or use fewer data-loading processes "
+        "(--opts workers 0)"
+    )
 
 
 def one_line(error: object) -> str:

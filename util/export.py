@@ -19,7 +19,8 @@ from util.checkpoint import load_weights, read_checkpoint
 from util.config import config_from_dict
 from util.errors import FewShotError, run
 from util.fingerprint import frozen_fingerprint
-from util.store import serialise, write_atomically
+from util.runtime.files import write_atomically
+from util.store import serialise
 
 FORMAT = "fewshot-learned-1"
 

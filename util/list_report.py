@@ -31,7 +31,7 @@ from util.lists import (
     select,
     stray_value,
 )
-from util.store import write_atomically
+from util.runtime.files import write_atomically
 from util.transform import IGNORE, read_image, read_mask, read_pair
 
 _MOST_SHOWN = 50  # bad files on the screen; the JSON report names all
@@ -234,13 +234,12 @@ def print_stats(rows: list[dict[str, Any]]) -> None:
 
 def draw_stats(rows: list[dict[str, Any]], title: str, path: str) -> None:
     """The counts as grouped bars, a panel a mode (the supplementary material's Figure 1)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    # matplotlib takes its time, and most calls draw nothing
+    from util.visualize import label, new_figure, write_figure
 
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     columns = list(rows[0]["by"])
-    figure = Figure(figsize=(5.5 * len(modes), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.5 * len(modes), 3.6)
     for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False)[0], modes, strict=True):
         chosen = [row for row in rows if row["mode"] == mode]
         width = 0.8 / len(chosen)
@@ -252,8 +251,5 @@ def draw_stats(rows: list[dict[str, Any]], title: str, path: str) -> None:
         axes.set(title=mode, xlabel="categories in the picture", ylabel="pictures")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.suptitle(title)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise FewShotError(f"{path}: the chart cannot be written ({error})") from error
+    figure.suptitle(label(title, 80))
+    write_figure(figure, path)

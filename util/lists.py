@@ -30,8 +30,8 @@ from tqdm import tqdm
 from util.errors import FewShotError, run
 from util.folds import Fold
 from util.list_files import Pair, Source, exists, find_pairs, read_list
+from util.runtime.files import write_atomically
 from util.signals import start_worker
-from util.store import write_atomically
 from util.transform import IGNORE, read_mask
 
 __all__ = ["FoldIndex", "Pair", "build_index", "parallel", "read_list"]

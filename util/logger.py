@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from util import distributed
 from util.errors import FewShotError
-from util.store import write_atomically
+from util.runtime.files import file_name, write_atomically
 
 
 class RunLog:
@@ -67,7 +67,8 @@ class RunLog:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         try:
-            with open(self.folder / "train.log", "a", encoding="utf-8") as file:
+            place = self.folder / "train.log"
+            with open(place, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError as error:
             raise self._unwritable("train.log", error) from error
@@ -88,6 +89,8 @@ class RunLog:
             return
         from tensorboardX.summary import image
 
+        # A slash groups pictures; a tag takes few other signs.
+        name = "/".join(map(file_name, name.split("/", 1)))
         self._write(image(name, rgb, dataformats="HWC"), step)
 
     def _write(self, summary: Any, step: int) -> None:

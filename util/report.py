@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from util.errors import FewShotError, one_line, run
+from util.runtime.files import write_atomically
 
 FOLDS = 4  # of a result that does not say
 KINDS = {"": "", "_meta": ", meta"}  # suffix of the metrics -> suffix of the model's name
@@ -313,11 +314,9 @@ def comma_separated(tables: Tables) -> str:
 def chart(tables: Tables) -> bytes:
     """PNG: a panel a table, a group of bars a fold and one for the mean, a colour a row."""
     # matplotlib takes its time, and the screen needs no picture
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from util.visualize import figure_bytes, label, new_figure
 
-    figure = Figure(figsize=(11, 3.6 * len(tables)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 3.6 * len(tables))
     panels = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
     for axes, (title, rows) in zip(panels, tables.items(), strict=True):
         folds = max(row.folds for row in rows)
@@ -326,22 +325,19 @@ def chart(tables: Tables) -> bytes:
             bars = {**{i: miou for i, (miou, _) in row.scores.items()}, folds: row.miou}
             known = {i: value for i, value in bars.items() if value is not None}
             left = [i + (place - (len(rows) - 1) / 2) * width for i in known]
-            label = one_line(f"{row.model}, {row.backbone}: {row.setting}")
-            drawn = axes.bar(left, list(known.values()), width, label=textwrap.fill(label, 60),
+            words = textwrap.wrap(one_line(f"{row.model}, {row.backbone}: {row.setting}"), 60)
+            drawn = axes.bar(left, list(known.values()), width,
+                             label="\n".join(label(line, 60) for line in words),
                              hatch="//" if row.published else None)  # fmt: skip
             if len(rows) <= 6:
                 axes.bar_label(drawn, fmt="%.1f", fontsize=6)
         axes.set_xticks(range(folds + 1), [*(f"fold {i}" for i in range(folds)), "mean"])
         axes.set_xlim(-0.5, folds + 0.5)
-        axes.set_title(one_line(title), parse_math=False)
+        axes.set_title(label(title, 80))
         axes.set_ylabel("mIoU, %")
         axes.spines[["top", "right"]].set_visible(False)
-        legend = axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-        for entry in legend.get_texts():
-            entry.set_parse_math(False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure_bytes(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -374,12 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write ``files`` into ``folder`` and say so."""
     for name, content in files.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        except OSError as error:
-            reason = error.strerror or error
-            raise FewShotError(f"cannot write {folder / name}: {reason}") from error
+        write_atomically(folder / name, content)
     print(f"\nwritten: {', '.join(str(folder / name) for name in files)}")
 
 

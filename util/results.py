@@ -26,7 +26,7 @@ from util.evaluate import METRICS, grid, percent
 from util.metrics import spread
 from util.predictor import Prediction
 from util.report import read_result
-from util.store import write_atomically
+from util.runtime.files import file_name, write_atomically
 
 SETTING = ("arch", "backbone", "dataset", "split", "shot")  # what a result is about
 
@@ -58,7 +58,7 @@ def write_results(output: Path, name: str, image: np.ndarray, result: Prediction
     ]
     for number, class_name in enumerate(result.classes, start=1):
         levels = cv2.convertScaleAbs(result.probabilities[number], alpha=255)  # rounds
-        file = f"{name}/{number}_{_safe(class_name)}"
+        file = f"{name}/{number}_{file_name(class_name)}"
         files.append(visualize.write_png(output / "probabilities" / f"{file}.png", levels))
         for stage, values in enumerate(result.correlations[class_name], start=1):
             heat = visualize.heat_overlay(small, values)
@@ -69,12 +69,7 @@ def write_results(output: Path, name: str, image: np.ndarray, result: Prediction
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a killed run leaves the old file or the new one, never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_. " else "_" for c in name)
 
 
 def _small(image: np.ndarray, side: int = 640) -> np.ndarray:

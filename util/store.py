@@ -11,13 +11,12 @@ then do they move to ``previous/``. A mistake that ends the new run costs nothin
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import io
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 
 from util.checkpoint import read_checkpoint
 from util.errors import FewShotError
+from util.runtime.files import write_atomically
 
 FORMAT = "fewshot-checkpoint-1"
 PERIODIC = re.compile(r"epoch_(\d+)\.pth")
@@ -40,38 +40,6 @@ STATE = {
     "best_epoch": int,
     "effective_batch": int,
 }
-
-
-def write_atomically(path: Path, data: bytes, check: Callable[[Path], Any] | None = None) -> None:
-    """Replace ``path`` by ``data`` or leave it as it was; FewShotError when that is impossible.
-
-    check: reads the new file before it takes its place and raises FewShotError if it is no good.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if check is not None:
-            check(temporary)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        kept = "the previous file is kept" if path.exists() else "nothing was written"
-        raise FewShotError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
-    finally:
-        with contextlib.suppress(OSError):  # where a folder should be there may be a file
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def serialise(state: dict[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ Every drawing function takes numpy arrays or tensors on any device and returns a
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -18,7 +19,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from util.errors import FewShotError
+from util.errors import one_line
+from util.runtime.files import file_name, write_atomically
 from util.transform import MEAN, STD, object_mask, read_pair
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ PALETTE: tuple[Colour, ...] = (
 PAPER: Colour = (250, 250, 250)
 INK: Colour = (25, 25, 25)
 IGNORE_GREY: Colour = (190, 190, 190)
+JPEG_SIDE = 65_500
 
 
 def class_colour(number: int) -> Colour:
@@ -195,18 +198,41 @@ def iou(prediction: Array, mask: Array) -> float:
     return int((found & true).sum()) / union if union else math.nan
 
 
-@lru_cache(maxsize=8)
-def _font(points: int) -> ImageFont.FreeTypeFont:
+def _font_file() -> str:
     # DejaVu Sans comes with matplotlib and also writes accented, Greek and Cyrillic class names.
     import matplotlib
 
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), points)
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+@lru_cache(maxsize=8)
+def _font(points: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file(), points)
+
+
+@lru_cache(maxsize=1)
+def _drawable() -> frozenset[int]:
+    """Code points that the font has a shape for."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(_font_file()).get_charmap())
+
+
+def plain(text: object, longest: int = 1000) -> str:
+    """``text`` as one line that every picture can show: a name may hold anything.
+
+    Letters that the font has no shape for become their escape (``\\u68a8``), which tells two names
+    apart where empty boxes would not; more than ``longest`` letters end in ….
+    """
+    shown = "".join(
+        c if ord(c) in _drawable() else ascii(c)[1:-1] for c in one_line(text)[: longest + 1]
+    )
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def _strip(text: str, width: int, height: int, points: int) -> np.ndarray:
     """One line of text on paper ``[height, width, 3]``, shortened with … to fit."""
-    font = _font(points)
+    font, text = _font(points), plain(text)
     room = width - 8
     if font.getlength(text) > room:
         while text and font.getlength(text + "…") > room:
@@ -217,7 +243,7 @@ def _strip(text: str, width: int, height: int, points: int) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def _fit(image: np.ndarray, side: int) -> np.ndarray:
+def fit(image: np.ndarray, side: int) -> np.ndarray:
     """``image`` shrunk or enlarged, undistorted, until its longer side is ``side``."""
     scale = side / max(image.shape[:2])
     size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
@@ -235,7 +261,7 @@ def grid(rows: Sequence[Sequence[tuple[np.ndarray, str]]], title: str, side: int
     width = columns * (side + gap) + gap
     bands = [_strip(title, width, 30, 16)]
     for row in rows:
-        tiles = [_fit(image, side) for image, _ in row]
+        tiles = [fit(image, side) for image, _ in row]
         band = np.full((22 + max(map(len, tiles)) + gap, width, 3), PAPER, np.uint8)
         for column, (tile, (_, caption)) in enumerate(zip(tiles, row, strict=True)):
             left = gap + column * (side + gap)
@@ -326,39 +352,57 @@ def write_labels(path: str | Path, labels: np.ndarray) -> Path:
 
 
 def write_jpeg(path: str | Path, image: np.ndarray) -> Path:
-    """Write a uint8 RGB ``[H, W, 3]`` array as JPEG; otherwise as :func:`write_png`."""
+    """Write a uint8 RGB ``[H, W, 3]`` array as JPEG, shrunk to the 65,500 pixels a side that the
+    format can hold; otherwise as :func:`write_png`."""
+    image = image if max(image.shape[:2]) <= JPEG_SIDE else fit(image, JPEG_SIDE)
     return _write(path, Image.fromarray(np.ascontiguousarray(image)), format="JPEG", quality=92)
 
 
 def _write(path: str | Path, image: Image.Image, **options: Any) -> Path:
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, **options)
-    except OSError as error:
-        raise FewShotError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    content = io.BytesIO()
+    image.save(content, **options)
+    write_atomically(Path(path), content.getvalue(), durable=False)
+    return Path(path)
 
 
 # ---------------------------------------------------------------------------------------- charts
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    # The object interface draws with Agg and keeps no global state, unlike pyplot.
+def label(text: object, longest: int = 40) -> str:
+    """:func:`plain` for matplotlib, to which a pair of dollar signs would mean a formula."""
+    return plain(text, longest).replace("$", r"\$")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches.
+
+    The object interface draws with Agg and keeps no global state, unlike pyplot.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure = new_figure(width, height)
     return figure, figure.add_subplot()
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise FewShotError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+def write_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a chart as PNG, whole or not at all.
+
+    Raises:
+        FewShotError: when the file cannot be written.
+    """
+    write_atomically(Path(path), figure_bytes(figure), durable=False)
+    return Path(path)
+
+
+def figure_bytes(figure: Figure) -> bytes:
+    """A chart as the bytes of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def _hex(colour: Colour) -> str:
@@ -379,21 +423,28 @@ def class_iou_chart(
         raise ValueError("the per-class chart needs at least one class")
     figure, axes = _figure(max(4.0, 1.2 + 0.45 * len(names) * max(1, len(series) / 2)), 3.6)
     width = 0.8 / len(series)
-    for number, (label, values) in enumerate(series.items()):
+    for number, (name, values) in enumerate(series.items()):
         heights = [values.get(name, math.nan) for name in names]
         mean = sum(values.values()) / len(values)
         left = np.arange(len(names)) - 0.4 + width * (number + 0.5)
         bars = axes.bar(
-            left, heights, width, color=_hex(PALETTE[number % 7]), label=f"{label}, mean {mean:.3f}"
+            left,
+            heights,
+            width,
+            color=_hex(PALETTE[number % 7]),
+            label=label(f"{name}, mean {mean:.3f}"),
         )
         if len(names) * len(series) <= 24:
             axes.bar_label(bars, fmt="%.2f", fontsize=7)
-    axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 5 else 0, ha="center")
+    slanted = len(names) > 5 or max(map(len, names)) > 10
+    axes.set_xticks(
+        range(len(names)), [label(name, 24) for name in names], rotation=45 if slanted else 0
+    )
     axes.set_ylim(0, 1)
     axes.set_ylabel("IoU")
-    axes.set_title(title)
+    axes.set_title(label(title, 80))
     axes.legend(fontsize=8)
-    return _save(figure, path)
+    return write_figure(figure, path)
 
 
 def run_spread_chart(
@@ -428,10 +479,11 @@ def run_spread_chart(
         )
     axes.margins(y=0.25)
     axes.set_xlim(-0.6, len(series) - 0.4)
-    axes.set_xticks(range(len(series)), list(series))
+    lines = ["\n".join(map(label, name.split("\n"))) for name in series]
+    axes.set_xticks(range(len(series)), lines)
     axes.set_ylabel(f"{metric.replace('miou', 'mIoU').replace('_', ' ')} of a run")
-    axes.set_title(title)
-    return _save(figure, path)
+    axes.set_title(label(title, 80))
+    return write_figure(figure, path)
 
 
 def leakage_counts(prediction: Array, labels: Array) -> np.ndarray:
@@ -473,12 +525,13 @@ def leakage_chart(
         if table[i, j] >= 0.5:
             ink = "white" if table[i, j] > 55 else "black"
             axes.text(j, i, f"{table[i, j]:.0f}", ha="center", va="center", color=ink, fontsize=7)
-    axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
+    names = [label(name, 24) for name in columns]
+    axes.set_xticks(range(len(columns)), names, rotation=60, ha="right")
+    axes.set_yticks(range(len(rows)), [label(name, 24) for name in rows])
     axes.set_xlabel("true class of the predicted pixels, %")
     axes.set_ylabel("looked for")
-    axes.set_title(title)
-    return _save(figure, path)
+    axes.set_title(label(title, 80))
+    return write_figure(figure, path)
 
 
 # ------------------------------------------------------------------------ choosing which episodes
@@ -562,6 +615,6 @@ def episode_figures(
     for kind, rank, episode in tqdm(todo, desc="figures", unit="episode", leave=False):
         name = index.names[episode.class_id]
         drawn = episode_panel(model, cfg, index, episode, name, f"{kind} {rank}")
-        file = f"{kind}_{rank}_{name.replace(' ', '_').replace('/', '_')}.png"
+        file = f"{kind}_{rank}_{file_name(name).replace(' ', '_')}.png"
         paths.append(write_png(Path(folder) / file, drawn))
     return paths

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from util.episodes import Episode
+from util.errors import one_line
 from util.evaluate.tally import PRIOR_MAPS, Tally
 from util.folds import split_count
 from util.metrics import fb_iou, mean_of_defined, object_iou, spread
@@ -130,7 +131,8 @@ def percent(value: float | None) -> str:
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as aligned columns, numbers to the right."""
+    """Rows of text as aligned columns, numbers to the right; each cell is one line."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

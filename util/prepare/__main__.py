@@ -18,6 +18,7 @@ from util.list_files import find_pairs
 from util.lists import scan, select
 from util.prepare import coco, demo, fss, pascal
 from util.prepare.steps import Prepared, Row, summary
+from util.runtime.files import CannotWrite
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,9 +41,12 @@ def main(arguments: list[str] | None = None) -> None:
         rows = made.rows + fold_rows(dataset, keys)
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted; run the same command again to go on") from error
-    except OSError as error:
+    except (CannotWrite, OSError) as error:
+        what = str(error)
+        if isinstance(error, OSError):
+            what = f"{error.filename or root}: {error.strerror or error}"
         hint = "; --out names a folder to write to" if dataset != "demo" else ""
-        raise FewShotError(f"{error.filename or root}: {error.strerror or error}{hint}") from error
+        raise FewShotError(what + hint) from error
     print(summary(rows))
     print("--opts " + " ".join(f"{key} {value}" for key, value in keys.items()))
 

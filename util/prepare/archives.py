@@ -12,7 +12,6 @@ import json
 import lzma
 import os
 import re
-import shutil
 import stat
 import tarfile
 import urllib.error
@@ -29,6 +28,7 @@ from tqdm import tqdm
 
 from util.errors import FewShotError
 from util.prepare.steps import write_whole
+from util.runtime.files import appending
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 # RuntimeError: an encrypted zip, or one packed in a way that Python cannot read.
@@ -152,7 +152,9 @@ def fetch(download: Download, path: Path) -> Path:
             bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=path.name)
             with part.open("ab" if have else "wb") as file, bar:
                 while chunk := reply.read(CHUNK):
-                    file.write(chunk)
+                    with appending(path):
+                        file.write(chunk)
+                        file.flush()
                     bar.update(len(chunk))
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:  # 416: nothing is left to send
@@ -260,7 +262,10 @@ def _write_member(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with _reader(opened, member) as packed, part.open("wb") as file:
-        shutil.copyfileobj(packed, file, CHUNK)
+        while chunk := packed.read(CHUNK):
+            with appending(path):
+                file.write(chunk)
+                file.flush()
     if not _has_size(part, member.size):
         raise FewShotError(f"{archive} is damaged: {member.path} ends early")
     os.replace(part, path)

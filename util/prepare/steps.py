@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from util.errors import FewShotError
 from util.lists import parallel
+from util.runtime.files import CannotWrite, write_atomically
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -48,10 +49,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write ``content`` so that ``path`` is either absent (or as before) or complete."""
     # Not flushed to the disk one by one, as checkpoints are: there may be 120,000 of them, and
     # one that a power cut emptied is seen by mask_is_whole and made again.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    write_atomically(path, content, durable=False)
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
@@ -181,6 +179,8 @@ class _Guarded:
     def __call__(self, task: Task) -> str | None:
         try:
             self.function(task)
+        except CannotWrite:  # a full disk is not every task's mistake
+            raise
         except FewShotError as error:
             return str(error)
         return None

@@ -1,1 +1,1 @@
-"""Around the machine: errors and exit statuses, signals, processes, random numbers, memory."""
+"""Around the machine: errors, exit statuses, signals, processes, random numbers, memory, files."""

@@ -1,0 +1,117 @@
+"""Files: one way to write them, one reading of the paths and names that a user gives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from util.errors import FewShotError
+
+_UNSET = re.compile(r"~[^/]*|\$(\w+|\{[^}/]*\})")
+_LONGEST_NAME = 80  # characters of a class in a file's name; most systems take 255 bytes in all
+
+
+class CannotWrite(FewShotError):
+    """The disk, not the content, is the reason; the next file would meet it too."""
+
+
+def write_atomically(
+    path: Path,
+    data: bytes,
+    check: Callable[[Path], Any] | None = None,
+    durable: bool = True,
+) -> None:
+    """Replace ``path`` by ``data`` or leave it as it was; its folder is made when missing.
+
+    check: reads the new file before it takes its place and raises FewShotError if it is no good.
+    durable: wait until the disk has it, so that a power cut leaves no empty file; for the many
+    pictures that can be made again this is not worth the time.
+
+    Raises:
+        CannotWrite: no room, no permission, or a folder in the way.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if check is not None:
+            check(temporary)
+        os.replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # where a folder should be there may be a file
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[None]:
+    """Around the writes of a stream to ``path``: a full disk is CannotWrite, with its name."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> CannotWrite:
+    kept = "the previous file is kept" if path.is_file() else "nothing was written"
+    return CannotWrite(f"cannot write {path}: {error.strerror or error}; {kept}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def expanded(text: str | os.PathLike[str]) -> str:
+    """A path as a user named it, in a configuration or on the command line, written out.
+
+    ``~``, ``~name`` and ``$VARIABLE`` are what a shell makes of them; it does so only where they
+    stand unquoted on its own command line. ``./~x`` is a file called ``~x``.
+
+    Raises:
+        FewShotError: it begins with a user or a variable that does not exist: a folder called
+            ``~`` or ``$SCRATCH`` in the working folder is nobody's wish.
+    """
+    path = os.path.expandvars(os.path.expanduser(text))
+    if unset := _UNSET.match(path):
+        what = "user" if path[0] == "~" else "environment variable"
+        raise FewShotError(
+            f"'{os.fspath(text)}' begins with {unset[0]}, and there is no such {what}; write "
+            f"'./{path}' for a file of that name"
+        )
+    return path
+
+
+def user_path(text: str) -> Path:
+    """:func:`expanded` as a path; a ``type`` for argparse."""
+    return Path(expanded(text))
+
+
+def file_name(text: str) -> str:
+    """``text``, say a class name, as part of a file's name: letters, digits and ``-_. `` stay.
+
+    Different texts may share a result: put a number beside it.
+    """
+    kept = "".join(c if c.isalnum() or c in "-_. " else "_" for c in text[:_LONGEST_NAME])
+    try:
+        os.fsencode(kept)
+    except UnicodeEncodeError:  # a system without UTF-8 has no file names in other alphabets
+        kept = kept.encode("ascii", "replace").decode().replace("?", "_")
+    while len(os.fsencode(kept)) > 2 * _LONGEST_NAME:
+        kept = kept[:-1]
+    return kept
