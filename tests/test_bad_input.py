@@ -486,7 +486,7 @@ MISTAKES = {
         lambda w: ("--support", w.data_root / "0.jpg", "gone.png"), r"gone\.png"),
     "support without a mask": predict(lambda w: ("--support", w.data_root / "0.jpg"), r"--support"),
     "support mask with two labels": predict(
-        lambda w: ("--support", w.data_root / "0.jpg", w.data_root / "0.png"), r"0\.png'.*labels"),
+        lambda w: ("--support", w.data_root / "0.jpg", w.data_root / "0.png"), r"0\.png.*labels"),
     "support mask without the object": predict(
         lambda w: ("--support", w.data_root / "0.jpg", f"{w.data_root / '0.png'}#9"),
         r"0\.png'.*no object"),

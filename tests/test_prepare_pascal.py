@@ -188,8 +188,9 @@ def test_fss_masks_are_checked(tmp_path):
     Image.new("L", (10, 10)).save(tree / "class_2" / "1.png")
     with pytest.raises(FewShotError) as caught:
         prepare("fss", tree, tmp_path / "lists")
-    assert "class_1/2.jpg has no mask 2.png" in str(caught.value)
-    assert "class_2/1.jpg is 60x40 pixels, but its annotation is 10x10" in str(caught.value)
+    assert "class_1/2.png: there is no such mask" in str(caught.value)
+    assert "class_2/1.jpg is 60x40 pixels, but its mask" in str(caught.value)
+    assert "class_2/1.png is 10x10 pixels" in str(caught.value)
 
 
 def test_fss_cannot_be_downloaded_and_says_where_it_is(tmp_path):

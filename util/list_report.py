@@ -26,6 +26,7 @@ from util.lists import (
     allowed_values,
     build_index,
     count_pixels,
+    nothing_shown,
     parallel,
     scan,
     select,
@@ -181,9 +182,7 @@ def check_pair(pair: Pair, binary: bool, allowed: range) -> tuple[Counts, list[t
     except FewShotError:
         pass  # read the two alone below, since both may be bad
     else:
-        problem = stray_value(counts, allowed)
-        if problem is None and set(counts) <= {0, IGNORE}:
-            problem = "no object in the mask" if binary else None
+        problem = stray_value(counts, allowed) or nothing_shown(counts, binary)
         return ({}, [(str(pair.mask), problem)]) if problem else (counts, [])
     problems = []
     for path, read in ((pair.image, read_image), (pair.mask, partial(read_mask, binary=binary))):

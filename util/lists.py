@@ -36,9 +36,13 @@ from util.transform import IGNORE, read_mask
 
 __all__ = ["FoldIndex", "Pair", "build_index", "parallel", "read_list"]
 
-_FORMAT = 1  # of the cached scan
+_FORMAT = 2  # of the cached scan; changes with what masks mean
 _MOST_WORKERS = 32
 _FEW = 64  # items that are not worth a further process
+ONLY_IGNORED = (
+    "the mask holds no value but 255 (and 0), and 255 means ignored in a list: save the object as "
+    "its class id (1, 2, ...), or use a folder a class, where white is the object"
+)
 _log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -217,11 +221,29 @@ def stray_value(counts: Counts, allowed: range) -> str | None:
     return f"mask value {wrong[0]} is no class id (0 to {allowed[-1]}, or 255 for ignored pixels)"
 
 
+def nothing_shown(counts: Counts, binary: bool) -> str | None:
+    """What is wrong with a mask that shows nothing, or None: no class is right in a list."""
+    if counts.keys() - {0, IGNORE}:
+        return None
+    if binary:
+        return "no object in the mask"
+    return ONLY_IGNORED if IGNORE in counts else None
+
+
 def _check_values(source: Source, counts: list[Counts], fold: Fold) -> None:
-    allowed = allowed_values(fold, source.classes is not None)
+    binary = source.classes is not None
+    allowed = allowed_values(fold, binary)
+    empty = []
     for pair, found in zip(source.pairs, counts, strict=True):
         if problem := stray_value(found, allowed):
             raise FewShotError(f"{pair.mask}: {problem}")
+        if problem := nothing_shown(found, binary):
+            empty.append(f"{pair.mask}: {problem}")
+    if empty:
+        message = empty[0] + (f"; {len(empty) - 1} more such masks" if len(empty) > 1 else "")
+        if not any(found.keys() - {0, IGNORE} for found in counts):
+            raise FewShotError(message)
+        _log.warning("warning: left out: %s", message)
 
 
 def select(cfg: Any, fold: Fold, mode: str, source: Source, counts: list[Counts]) -> FoldIndex:

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from model.fewshot import FewShotModel, Output, join_shots
 from util.checkpoint import read_checkpoint
 from util.config import Config, config_from_dict, load_config
-from util.data.reading import binary_mask, read_image, read_mask
+from util.data.masks import binary_mask
+from util.data.reading import fit_pair, read_image, read_mask
 from util.errors import FewShotError
 from util.evaluate import AMP, load_model, weight_file
 from util.transform import (
@@ -300,45 +301,23 @@ def _annotated(
     image: Picture, mask: Picture, label: int | None, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """A support picture and its mask {0, 1, 255}, of one size."""
-    if isinstance(mask, str | Path):
-        name = f"mask '{mask}'"
-        labels = binary_mask(_mask_file(mask, label), label, name)
-    else:
-        name = f"the mask of {what}"
-        labels = binary_mask(mask, label, name)
-    pixels = _picture(image)
-    if pixels.shape[:2] == labels.shape[::-1] != labels.shape and isinstance(image, str | Path):
-        # The mask was made on the stored pixels, before the EXIF rotation.
-        pixels = read_image(image, orient=False)
-    if pixels.shape[:2] != labels.shape:
-        sizes = [f"{x.shape[1]}x{x.shape[0]}" for x in (labels, pixels)]
-        raise FewShotError(f"{name} is {sizes[0]} pixels, but its picture is {sizes[1]}")
-    return pixels, labels
+    name = f"mask '{mask}'" if isinstance(mask, str | Path) else f"the mask of {what}"
+
+    def annotation(orient: bool = True) -> np.ndarray:
+        if not isinstance(mask, str | Path):
+            return binary_mask(mask, label, name)
+        found = read_mask(mask, binary=label is None, label=label, orient=orient)
+        if not (found == 1).any():
+            chosen = "" if label is None else f" (label {label})"
+            raise FewShotError(f"{name} has no object pixel{chosen}")
+        return found
+
+    return fit_pair(partial(_picture, image), annotation, what, name)
 
 
-def _mask_file(path: str | Path, label: int | None) -> np.ndarray:
-    """A mask file; black-and-white pictures saved as RGB are taken too when no label is asked."""
-    if label is not None or not Path(path).is_file():
-        return read_mask(path)
-    try:
-        with Image.open(path) as header:
-            colour = header.mode in ("RGB", "RGBA")
-    except (OSError, SyntaxError, ValueError):
-        colour = False  # read_mask says what is wrong with it
-    if not colour:
-        return read_mask(path)
-    pixels = read_image(path, orient=False)
-    if int((pixels.max(axis=2) - pixels.min(axis=2)).max()) > 16:
-        raise FewShotError(
-            f"mask '{path}' is a colour picture: save it black and white, or as a palette or "
-            "greyscale PNG of labels"
-        )
-    return read_mask(path, binary=True)
-
-
-def _picture(image: Picture) -> np.ndarray:
+def _picture(image: Picture, orient: bool = True) -> np.ndarray:
     if isinstance(image, str | Path):
-        return read_image(image)
+        return read_image(image, orient)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise FewShotError(f"a picture is RGB uint8 [H, W, 3], not {image.dtype} {image.shape}")
     return image

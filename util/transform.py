@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from util.data.reading import IGNORE, read_image, read_mask, read_pair  # noqa: F401 - one door
+from util.data.masks import IGNORE
+from util.data.reading import read_image, read_mask, read_pair  # noqa: F401 - one door to both
 
 # ImageNet mean and standard deviation, RGB, for values 0..255.
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)

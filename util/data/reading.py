@@ -1,6 +1,7 @@
-"""Reading pictures and masks from files as people save them.
+"""Reading pictures and masks from files as people save them: the one reader for everything.
 
-Pictures are uint8 RGB [H, W, 3], masks uint8 [H, W].
+Pictures are uint8 RGB [H, W, 3], masks uint8 [H, W]. What the pixels of a mask mean is decided in
+:mod:`util.data.masks`.
 """
 
 from __future__ import annotations
@@ -9,16 +10,25 @@ import contextlib
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from util.data.masks import (
+    check_order,
+    object_of_colours,
+    object_of_label,
+    object_of_palette,
+    object_of_transparent,
+    object_of_values,
+)
 from util.errors import FewShotError
 
-IGNORE = 255
-
+_LOSSY = {"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"}
 _JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _DECODE_ERRORS = (
     OSError,
@@ -29,40 +39,6 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-
-def binary_mask(mask: np.ndarray, label: int | None = None, name: str = "the mask") -> np.ndarray:
-    """A mask as people save it -> uint8 [H, W] with 1 = object, 0 = rest, 255 = ignored.
-
-    Args:
-        mask: bool or integer [H, W]. With ``label``, pixels of that value are the object and 255 is
-            ignored. Without, the mask must be binary: False/True, 0/1 (and 255 = ignored), or
-            0/255 as drawing programs save it, where 255 is the object.
-        name: how error messages call the mask.
-    Raises:
-        FewShotError: wrong shape or type, several labels and none chosen, or no object.
-    """
-    mask = np.asarray(mask)
-    if mask.ndim != 2 or not (mask.dtype == bool or np.issubdtype(mask.dtype, np.integer)):
-        raise FewShotError(
-            f"{name} must hold whole numbers in two dimensions, not {mask.dtype} {mask.shape}"
-        )
-    values = np.unique(mask)
-    if label is None:
-        if not np.isin(values, (0, 1, 255)).all():
-            shown = ", ".join(str(value) for value in values[:6])
-            raise FewShotError(
-                f"{name} holds several labels ({shown}{', …' if values.size > 6 else ''}); "
-                "say which one is the object (label=...)"
-            )
-        label = 1 if 1 in values else 255
-    result = (mask == label).astype(np.uint8)
-    if label != 255:
-        result[mask == 255] = 255
-    if not (result == 1).any():
-        found = ", ".join(str(value) for value in values[:6])
-        raise FewShotError(f"{name} has no object pixel (label {label}; the mask holds {found})")
-    return result
 
 
 def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
@@ -90,51 +66,123 @@ def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
         raise FewShotError(f"{path}: the picture cannot be read ({_reason(error)})") from error
 
 
-def read_mask(path: str | Path, binary: bool = False) -> np.ndarray:
-    """Read a mask as uint8 [H, W]: the values of a greyscale file, the indices of a palette file.
+def read_mask(
+    path: str | Path, binary: bool = False, label: int | None = None, orient: bool = True
+) -> np.ndarray:
+    """Read a mask as uint8 [H, W].
 
-    binary: the mask shows one object; the result is 1 there and 0 elsewhere, whether the file
-    says 1, 255 or any palette index, and RGB files are accepted. Raises :class:`FewShotError`
-    naming the file when it is unreadable or its pixels cannot be class ids (RGB, 16 bit).
+    By default it is a labelled mask: the values of a grey file or the indices of a palette are
+    class ids, 255 is ignored.
+
+    Args:
+        binary: the mask shows one object: 1 there, 0 elsewhere, 255 = ignored. What may be the
+            object says :mod:`util.data.masks`.
+        label: the object is what has this value in a labelled mask.
+        orient: turn the mask upright as its EXIF tag says.
+    Raises:
+        FewShotError: naming the file, which is unreadable or could mean several things.
     """
     data = _read_bytes(path, "mask")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
-            if mode in ("L", "P"):
-                mask = np.array(image)
-            elif mode == "1":
-                mask = np.array(image, dtype=np.uint8)
-            elif binary and not mode.startswith(("I", "F")):
-                mask = np.array(image.convert("RGB").convert("L"))
-            else:
-                kind = "16-bit" if mode.startswith("I") else mode
-                raise FewShotError(
-                    f"{path}: a mask needs one 8-bit channel of class ids; this is a {kind} picture"
-                )
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise FewShotError(f"{path}: holds {image.n_frames} pictures; a mask is one")
+            lossy = image.format in _LOSSY or image.info.get("compression") == "jpeg"
+            coding = str(image.tile[:1])  # how a pixel is stored, which is forgotten with loading
+            if orient:
+                ImageOps.exif_transpose(image, in_place=True)
+            if binary:
+                return _object(image, coding, lossy, f"{path}: the mask")
+            labels = _class_ids(image, coding, lossy, path, label)
+            return labels if label is None else object_of_label(labels, label)
     except _DECODE_ERRORS as error:
         raise FewShotError(f"{path}: the mask cannot be read ({_reason(error)})") from error
-    if binary:
-        # Greyscale masks may have soft or compressed edges; those that hold 0 and 1 have not.
-        soft = mode != "P" and mask.max(initial=0) > 1
-        mask = (mask >= (128 if soft else 1)).astype(np.uint8)
-    return mask
+
+
+def _class_ids(
+    image: Image.Image, coding: str, lossy: bool, path: str | Path, label: int | None
+) -> np.ndarray:
+    """The stored values of a labelled mask; what is no certain class id is refused."""
+    mode, pixels = image.mode, None
+    if lossy:
+        mode = image.format  # its values are not those that were saved
+    elif image.mode.startswith("I") or ";16" in coding:
+        mode = "16-bit"
+    elif "L;2" in coding or "L;4" in coding:
+        mode = "2-bit or 4-bit grey"  # white is 3 or 15 to one program and 255 to another
+    elif image.mode in ("L", "P", "1"):
+        pixels = np.array(image, np.uint8)
+    elif image.mode in ("LA", "PA") and image.getchannel("A").getextrema() == (255, 255):
+        pixels = np.ascontiguousarray(np.array(image)[..., 0])
+    if pixels is None:
+        raise FewShotError(
+            f"{path}: a mask needs one 8-bit channel of class ids; this is a {mode} picture"
+        )
+    if label is None and image.mode in ("P", "PA"):
+        check_order(pixels, _palette(image), f"{path}: the mask")
+    return pixels
+
+
+def _object(image: Image.Image, coding: str, lossy: bool, name: str) -> np.ndarray:
+    """The object of a mask that shows one, whatever the kind of picture."""
+    mode = image.mode
+    if mode == "F" or (";16" in coding and not mode.startswith("I")):
+        raise FewShotError(f"{name} has more than 8 bits a channel: save it with 8")
+    if "transparency" in image.info or mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+        pixels = np.array(image.convert("RGBA"))
+        if np.ptp(pixels[..., 3]):
+            return object_of_transparent(pixels, name, lossy)
+    if mode == "P":
+        return object_of_palette(np.array(image), _palette(image), name)
+    if mode in ("L", "1"):
+        return object_of_values(np.array(image, np.uint8), name, lossy)
+    if mode.startswith("I"):
+        return object_of_values(np.array(image), name)
+    return object_of_colours(np.array(image.convert("RGB")), name, lossy)
+
+
+def _palette(image: Image.Image) -> np.ndarray:
+    """uint8 [256, 3]; colours that the file does not hold are black."""
+    colours = bytes(image.getpalette("RGB")).ljust(768, b"\0")
+    return np.frombuffer(colours, np.uint8).reshape(256, 3)
 
 
 def read_pair(
     image: str | Path, mask: str | Path, binary: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read a picture and its mask, which must have the same height and width.
+    """Read a picture and its mask (:func:`read_mask`), which must fit each other."""
+    return fit_pair(
+        partial(read_image, image), partial(read_mask, mask, binary), str(image), f"its mask {mask}"
+    )
 
-    The picture is turned upright as its EXIF tag says, unless the mask fits the stored pixels only.
+
+def fit_pair(
+    picture: Callable[..., np.ndarray],
+    mask: Callable[..., np.ndarray],
+    picture_name: str,
+    mask_name: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A picture and its mask as they belong on top of each other.
+
+    That is as every program shows them, each turned as its own EXIF tag says. Where they do not fit
+    so because one lies on its side, its tag is not followed: the mask was drawn on the stored
+    pixels, or kept the tag of a picture that was turned since.
+
+    Args:
+        picture, mask: read the one or the other; called without arguments or with ``orient=False``.
+        picture_name, mask_name: how the error message calls them.
+    Raises:
+        FewShotError: they do not fit, or it is open which of the two is to be turned.
     """
-    pixels, labels = read_image(image), read_mask(mask, binary)
-    if pixels.shape[:2] != labels.shape and pixels.shape[:2] == labels.shape[::-1]:
-        pixels = read_image(image, orient=False)
-    if pixels.shape[:2] != labels.shape:
-        sizes = [f"{x.shape[1]}x{x.shape[0]}" for x in (pixels, labels)]
-        raise FewShotError(f"{image} is {sizes[0]} pixels, but its mask {mask} is {sizes[1]}")
-    return pixels, labels
+    pixels, labels = picture(), mask()
+    ways = [(pixels, labels)]
+    if pixels.shape[:2] == labels.shape[::-1] != labels.shape:
+        ways = [(picture(orient=False), labels), (pixels, mask(orient=False))]
+    fitting = [way for way in ways if way[0].shape[:2] == way[1].shape]
+    if len(fitting) == 1:
+        return fitting[0]
+    sizes = [f"{x.shape[1]}x{x.shape[0]} pixels" for x in (pixels, labels)]
+    raise FewShotError(f"{picture_name} is {sizes[0]}, but {mask_name} is {sizes[1]}")
 
 
 def _read_bytes(path: str | Path, what: str) -> bytes:

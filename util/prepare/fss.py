@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from util.errors import FewShotError
+from util.data.reading import read_pair
 from util.prepare.archives import Source, locate
-from util.prepare.steps import Prepared, Row, check_size, link_folder, run_all
+from util.prepare.steps import Prepared, Row, link_folder, run_all
 
 FSS = Source(
     title="FSS-1000",
@@ -34,7 +32,7 @@ def prepare(
     download: bool = False,
     workers: int = 1,
 ) -> Prepared:
-    """Unpack FSS-1000 where need be, and check that each picture has a mask of its size.
+    """Unpack FSS-1000 where need be, and see that each picture has a mask of one object.
 
     Args:
         root: holds the class folders, up to two folders deep, or the archive.
@@ -59,12 +57,4 @@ def prepare(
 
 
 def _check(picture: Path) -> None:
-    source = picture.with_suffix(".png")
-    try:
-        with Image.open(source) as mask:
-            size = mask.height, mask.width
-    except FileNotFoundError as error:
-        raise FewShotError(f"{picture} has no mask {source.name} beside it") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise FewShotError(f"{source} cannot be read as a PNG mask ({error})") from error
-    check_size(size, picture)
+    read_pair(picture, picture.with_suffix(".png"), binary=True)
