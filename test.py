@@ -25,6 +25,7 @@ from util.evaluate import Evaluator, Result, load_model, weight_file
 from util.lists import FoldIndex, build_index
 from util.logger import write_run_record
 from util.results import write_json
+from util.runtime.workers import dead_workers
 
 
 def arguments() -> argparse.Namespace:
@@ -63,7 +64,7 @@ def main() -> None:
     weight = weight_file(cfg)
     name = "result_swapped.json" if args.swap_supports else "result.json"
     output = args.output or cfg.exp_dir() / name
-    with distributed.process_group() as device:
+    with distributed.process_group() as device, dead_workers():
         evaluate(args, cfg, weight, output, device)
 
 

@@ -28,13 +28,14 @@ from util.episodes import EpisodeSampler
 from util.errors import FewShotError, Interrupted, NonFiniteLoss, run
 from util.evaluate import Evaluator
 from util.lists import FoldIndex, build_index
-from util.loader import dead_workers, load_steps, make_plan
+from util.loader import GO_ON, load_steps, make_plan
 from util.logger import RunLog, progress
 from util.objective import joint_objective, joint_values, pixel_shares
 from util.optim import build_optimizer, update_lr
 from util.pretrained import load_pretrained
 from util.progress import Progress, restore, snapshot
 from util.rng import DropoutStream, per_sample_dropout, seed_everything
+from util.runtime.workers import dead_workers
 from util.signals import StopRequest
 from util.store import CheckpointStore, read_state
 from util.visualize import episode_panel
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--resume", metavar="auto|FILE", help="go on from a checkpoint")
     args = parser.parse_args()
     cfg = load_config(args.config, args.opts)
-    with distributed.process_group() as device, distributed.guard(), dead_workers():
+    with distributed.process_group() as device, distributed.guard(), dead_workers(GO_ON):
         with StopRequest() as stop:
             train(cfg, args.resume, device, stop)
 

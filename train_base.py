@@ -18,7 +18,7 @@ from contextlib import closing, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from model import PSPNet, build_model
 from util import distributed, transform
@@ -26,7 +26,7 @@ from util.config import Config, add_config_arguments, load_config
 from util.dataset import PictureDataset, SegmentationDataset
 from util.errors import FewShotError, Interrupted, NonFiniteLoss, run
 from util.lists import FoldIndex, build_index
-from util.loader import Guarded, dead_workers, load_steps, make_plan, whole
+from util.loader import GO_ON, load_steps, make_plan, whole
 from util.logger import RunLog, progress
 from util.metrics import ClassCounts
 from util.objective import joint_objective, joint_values, pixel_shares
@@ -34,7 +34,8 @@ from util.optim import build_optimizer, update_lr
 from util.pretrained import load_pretrained
 from util.progress import Progress, restore, snapshot
 from util.rng import DropoutStream, per_sample_dropout, seed_everything
-from util.signals import StopRequest, start_worker
+from util.runtime.workers import dead_workers, read_ahead
+from util.signals import StopRequest
 from util.store import CheckpointStore, read_state
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--resume", metavar="auto|FILE", help="go on from a checkpoint")
     args = parser.parse_args()
     cfg = load_config(args.config, args.opts)
-    with distributed.process_group() as device, distributed.guard(), dead_workers():
+    with distributed.process_group() as device, distributed.guard(), dead_workers(GO_ON):
         with StopRequest() as stop:
             train(cfg, args.resume, device, stop)
 
@@ -228,19 +229,14 @@ def train(cfg: Config, resume: str | None, device: torch.device, stop: StopReque
 def validate(model: nn.Module, cfg: Config, index: FoldIndex, device: torch.device) -> ClassCounts:
     """Pixel counts of the base classes over the validation pictures that show one, at the
     pictures' own size; shared among processes, each picture once."""
-    pictures = sorted(set(index.entries))
-    mine = pictures[distributed.rank() :: distributed.world_size()]
-    loader = DataLoader(
-        Guarded(Subset(PictureDataset(cfg, index), mine)),
-        batch_size=None,
-        num_workers=min(cfg.workers, len(mine)),
-        worker_init_fn=start_worker,
-        generator=torch.Generator().manual_seed(0),
+    mine = sorted(set(index.entries))[distributed.rank() :: distributed.world_size()]
+    pictures = read_ahead(
+        Subset(PictureDataset(cfg, index), mine), min(cfg.workers, len(mine)), batch_size=None
     )
     lut = None if index.binary else torch.from_numpy(cfg.fold.lut()).to(device)
     counts = ClassCounts(1, cfg.num_base + 1, device)
     model.eval()
-    for picture in progress(whole(loader), len(mine), "validation"):
+    for picture in progress(whole(pictures), len(mine), "validation"):
         logits = model(transform.normalise_batch(picture.image.to(device)[None]))
         logits = transform.restore(logits, picture.content, tuple(picture.target.shape))
         target = picture.target.to(device).long()

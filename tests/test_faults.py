@@ -187,29 +187,25 @@ assert worker.exitcode == 0, worker.exitcode
     assert done.returncode == 0
 
 
-class Cut:
-    """A loader whose worker dies while it hands a batch over."""
-
-    num_workers = 1
-
-    def __iter__(self):
-        yield "a batch"
-        raise ConnectionResetError(104, "Connection reset by peer")
+def cut():
+    """What a loader yields whose worker dies while it hands a batch over."""
+    yield "a batch"
+    raise ConnectionResetError(104, "Connection reset by peer")
 
 
 def test_a_worker_that_dies_while_it_hands_over_a_batch():
-    from util.errors import FewShotError
-    from util.loader import whole
+    from util.errors import LostProcess
+    from util.loader import GO_ON, whole
     from util.reader import PictureReader
+    from util.runtime.workers import dead_workers, received
 
-    with pytest.raises(
-        FewShotError, match="process died .*Connection reset by peer.*--resume auto"
-    ):
-        list(whole(Cut()))
+    with pytest.raises(LostProcess, match="process died .*Connection reset by peer.*--resume auto"):
+        with dead_workers(GO_ON):
+            list(whole(received(cut())))
     reader = PictureReader(None, lambda position: False, workers=1, room=0)
-    reader.loaded, reader.in_flight = iter(Cut()), [7, 8]
+    reader.loaded, reader.in_flight = received(cut()), [7, 8]
     assert reader.get(7) == "a batch"
-    with pytest.raises(FewShotError, match="process died .*Connection reset by peer"):
+    with pytest.raises(LostProcess, match="process died .*Connection reset by peer"):
         reader.get(8)
 
 

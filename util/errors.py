@@ -11,6 +11,7 @@ from collections.abc import Callable
 from util.runtime.memory import keep_freed_memory
 from util.runtime.restarts import final_status, note_final
 
+NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE)
 EXIT_USER = 2
 EXIT_NONFINITE = 3
 EXIT_INTERRUPTED = 75
@@ -61,7 +62,7 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
+            if error.errno not in NO_FILES_LEFT:
                 raise
             raise FewShotError(too_many_files()) from error
     except FewShotError as error:

@@ -31,6 +31,7 @@ from util.errors import FewShotError, run
 from util.folds import Fold
 from util.list_files import Pair, Source, exists, find_pairs, read_list
 from util.runtime.files import write_atomically
+from util.runtime.workers import starting
 from util.signals import start_worker
 from util.transform import IGNORE, read_mask
 
@@ -103,9 +104,12 @@ def parallel(
         return list(tqdm(map(function, items), **bar))
     forks = "fork" in multiprocessing.get_all_start_methods()  # no second import of torch
     context = multiprocessing.get_context("fork" if forks else None)
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(0,))
+    with starting(workers):
+        pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(0,))
     try:
-        return list(tqdm(pool.map(function, items, chunksize=16), **bar))
+        with starting(workers):
+            results = pool.map(function, items, chunksize=16)
+        return list(tqdm(results, **bar))
     except BrokenProcessPool as error:
         raise FewShotError(f"{title}: a worker process was killed (out of memory?)") from error
     finally:

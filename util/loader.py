@@ -9,24 +9,19 @@ batch_size and following. What is left at the end of an epoch and fills no whole
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from util import distributed
-from util.errors import FewShotError, LostProcess
+from util.errors import FewShotError
 from util.rng import epoch_order
-from util.signals import start_worker
+from util.runtime.workers import read_ahead
 
-WORKER_DIED = "a data-loading process died (killed, or out of memory: try fewer workers)"
 GO_ON = "go on from the last checkpoint with --resume auto"
-# What receiving a batch raises when its worker dies in the middle of handing it over.
-LOST_WORKER = (OSError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -83,33 +78,21 @@ def make_plan(items: int, cfg: Any) -> StepPlan:
     )
 
 
-class Guarded(Dataset):
-    """Hand a FewShotError out as an item: a worker's exception would come with its traceback."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, item: int) -> Any:
-        try:
-            return self.dataset[int(item)]
-        except FewShotError as error:
-            return error
-
-
 def collate(items: list[Any]) -> Any:
     """Stack tensors and numbers; ``files`` stays a list of lists; the first error wins."""
     for item in items:
         if isinstance(item, FewShotError):
             return item
     return {
-        key: [item[key] for item in items]
-        if key == "files"
-        else default_collate([item[key] for item in items])
+        key: [item[key] for item in items] if key == "files" else _stack([i[key] for i in items])
         for key in items[0]
     }
+
+
+def _stack(values: list[Any]) -> torch.Tensor:
+    # Not torch's default_collate: in a worker it allocates the batch in shared memory.
+    tensors = isinstance(values[0], torch.Tensor)
+    return torch.stack(values) if tensors else torch.tensor(values)
 
 
 def load_steps(
@@ -123,15 +106,12 @@ def load_steps(
     if first >= last:
         return
     dataset.set_epoch(epoch)
-    # An own generator: making a loader's iterator would otherwise draw from torch's global one.
-    batches = DataLoader(
-        Guarded(dataset),
+    batches = read_ahead(
+        dataset,
+        min(cfg.workers, (last - first) * plan.accumulate),
+        collate=collate,
         batch_sampler=plan.micro_batches(epoch, first, last),
-        num_workers=min(cfg.workers, (last - first) * plan.accumulate),
-        collate_fn=collate,
-        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(0),
     )
     yield from _grouped(whole(batches), plan.accumulate)
 
@@ -141,29 +121,9 @@ def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def whole(loader: DataLoader) -> Iterator[Any]:
-    """Iterate over a loader of a :class:`Guarded` data set; an item's FewShotError is raised."""
-    try:
-        for item in loader:
-            if isinstance(item, FewShotError):
-                raise item
-            yield item
-    except LOST_WORKER as error:
-        if loader.num_workers == 0:
-            raise
-        raise LostProcess(f"{WORKER_DIED} ({error}); {GO_ON}") from error
-
-
-@contextmanager
-def dead_workers() -> Iterator[None]:
-    """Turn the death of a worker process into one sentence.
-
-    torch raises it wherever the main process happens to be (from the handler of SIGCHLD), so this
-    goes around everything.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise LostProcess(f"{WORKER_DIED}; {GO_ON}") from error
+def whole(items: Iterator[Any]) -> Iterator[Any]:
+    """The items of :func:`read_ahead`; one that is a FewShotError is raised."""
+    for item in items:
+        if isinstance(item, FewShotError):
+            raise item
+        yield item

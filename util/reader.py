@@ -7,27 +7,12 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from util.cache import ByteCache
 from util.errors import FewShotError
-from util.loader import LOST_WORKER, WORKER_DIED
-from util.signals import start_worker
+from util.runtime.workers import read_ahead
 
 HOST = torch.device("cpu")
-
-
-class _Guarded(Dataset):
-    """Hand a FewShotError out as an item: a worker's exception would come with its traceback."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, position: int) -> Any:
-        try:
-            return self.dataset[position]
-        except FewShotError as error:
-            return error
 
 
 class _Ahead:
@@ -40,10 +25,6 @@ class _Ahead:
         for position in self.positions:
             self.in_flight.append(position)
             yield position
-
-
-def _same(item: Any) -> Any:
-    return item
 
 
 class PictureReader:
@@ -61,7 +42,7 @@ class PictureReader:
         room: int,
         pin: bool = False,
     ) -> None:
-        self.dataset, self.needed = _Guarded(dataset), needed
+        self.dataset, self.needed = dataset, needed
         self.workers, self.pin = workers, pin
         self.kept = ByteCache([(HOST, room)])
         self.in_flight: list[int] = []
@@ -74,19 +55,14 @@ class PictureReader:
         first = next(demand, None) if self.workers else None
         if first is None:
             return  # nothing to read: no worker process is started
-        loader = DataLoader(
+        self.loaded = read_ahead(
             self.dataset,
+            self.workers,
             batch_size=None,
             sampler=_Ahead(chain([first], demand), self.in_flight),
-            num_workers=self.workers,
-            collate_fn=_same,
-            worker_init_fn=start_worker,
             prefetch_factor=4,
             pin_memory=self.pin,
-            # An own generator: torch's global one stays where training left it.
-            generator=torch.Generator().manual_seed(0),
         )
-        self.loaded = iter(loader)
 
     def stop(self) -> None:
         """End the worker processes and forget all pictures."""
@@ -105,7 +81,7 @@ class PictureReader:
         """
         picture = self.kept.get(position, HOST)
         while picture is None and position in self.in_flight:
-            arrived, item = self.in_flight[0], self._next()
+            arrived, item = self.in_flight[0], next(self.loaded)
             del self.in_flight[0]
             if arrived == position or not isinstance(item, FewShotError):
                 self._keep(arrived, item)
@@ -127,13 +103,3 @@ class PictureReader:
         self.reads += 1
         if self.needed(position):
             self.kept.put(position, item)
-
-    def _next(self) -> Any:
-        try:
-            return next(self.loaded)
-        except LOST_WORKER as error:  # there are workers, or nothing would be in flight
-            raise FewShotError(f"{WORKER_DIED} ({error})") from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise FewShotError(WORKER_DIED) from error
