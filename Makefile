@@ -1,4 +1,4 @@
-# install · demo · test · lint · bench: each sets up .venv itself.
+# install · demo · test · test-portable · lint · bench: each sets up .venv itself.
 PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := config/demo/demo_split0_resnet18
@@ -6,7 +6,7 @@ DEMO_RUN := exp/demo/HDMNet/split0/resnet18/1shot
 DEMO_BASE := exp/demo/PSPNet/split0/resnet18
 DEMO_HSNET := exp/demo/HSNet/split0/resnet18/1shot
 
-.PHONY: install demo test lint bench app app-install demo-encoder
+.PHONY: install demo test test-portable lint bench app app-install demo-encoder
 
 install: .venv/installed
 
@@ -47,6 +47,10 @@ demo-encoder: install
 # Two test processes of one thread each: the tests are many small things, and some start processes.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+# The numeric tests with the kernels that other processors choose (tests/portable.py).
+test-portable: .venv/installed-dev
+	$(PY) -m tests.portable $(ARGS)
 
 lint: .venv/installed-dev
 	$(PY) -m ruff check .

@@ -132,7 +132,8 @@ def packs(x: Tensor) -> bool:
     """Whether oneDNN's own form is there for ``x`` (and nothing traces what is computed)."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
-    return torch.backends.mkldnn.is_available() and _packs(x.dtype)
+    onednn = torch.backends.mkldnn
+    return onednn.is_available() and onednn.enabled and _packs(x.dtype)
 
 
 @lru_cache

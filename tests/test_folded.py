@@ -15,6 +15,8 @@ from model.folded import RECENT, SHAPES, FoldedConv, packs
 from model.layers import ConvNorm
 from model.prior import products
 
+pytestmark = pytest.mark.numeric
+
 CL = torch.channels_last
 LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 0.03}
 FORMS = [(1, {}), (1, {"stride": 2}), (3, {"padding": 1}), (3, {"padding": 0}),

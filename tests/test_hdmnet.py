@@ -13,6 +13,8 @@ from model.positions import Places
 from model.prior import prior_at_positions, prior_textbook
 from tests.models import build, episode, options, run, twins, without_dropout
 
+pytestmark = pytest.mark.numeric
+
 
 def gradients(model, data):
     out = run(without_dropout(model).train(), data, training=True)

@@ -16,6 +16,8 @@ from model.hidden import Box, EmptyPicture, ObjectEncoder
 from model.layers import set_folding
 from tests.models import build
 
+pytestmark = pytest.mark.numeric
+
 CL = torch.channels_last
 CASES = [
     {"backbone": "resnet18", "stem": "7x7"},

@@ -27,6 +27,8 @@ from tests.parity import load_case, load_layout, relative_error, released_state
 from util.checkpoint import load_weights
 from util.released import LAYOUTS
 
+pytestmark = pytest.mark.numeric
+
 PARAMETERS = {"resnet50": 2_573_794, "resnet101": 2_587_394, "vgg16": 2_570_018}
 
 

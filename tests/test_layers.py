@@ -14,6 +14,8 @@ from model.pspnet import PyramidHead
 from tests.models import build
 from util.checkpoint import load_weights
 
+pytestmark = pytest.mark.numeric
+
 
 @settings(max_examples=60, deadline=None)
 @given(source=st.integers(1, 700), target=st.integers(1, 100))

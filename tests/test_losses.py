@@ -14,6 +14,8 @@ from model.fewshot import segmentation_loss
 from model.hdmnet import masked_prototype
 from model.layers import align, align_rows
 
+pytestmark = pytest.mark.numeric
+
 
 @settings(max_examples=60, deadline=None)
 @given(

@@ -9,6 +9,8 @@ from tests.parity import load_case, load_layout, relative_error, released_state
 from util.checkpoint import load_weights
 from util.released import LAYOUTS
 
+pytestmark = pytest.mark.numeric
+
 CASES = ("hdmnet_resnet50_pascal_1shot", "hdmnet_vgg16_pascal_1shot", "hdmnet_resnet50_coco_5shot")
 
 

@@ -13,6 +13,8 @@ from model.layers import ConvNorm
 from model.pspnet import PyramidHead
 from model.winograd import Spare, Winograd, pays
 
+pytestmark = pytest.mark.numeric
+
 CL = torch.channels_last
 
 

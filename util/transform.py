@@ -49,13 +49,18 @@ def normalise_batch(images: Tensor) -> Tensor:
     return (images - mean).div_(std)
 
 
+def precise(values: Tensor) -> Tensor:
+    """Floating-point values in float32 at least."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def restore(logits: Tensor, content: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Logits [B, C, S, S] at evaluation size -> [B, C, H, W] at a picture's own size.
 
     content: :meth:`ValTransform.content` of that size; what lies beyond is padding. Bilinear with
     aligned corners, in float32 at least.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = precise(logits)
     logits = logits[..., : content[0], : content[1]]
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits

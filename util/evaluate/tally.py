@@ -15,7 +15,7 @@ from util import distributed
 from util.evaluate.plan import Task
 from util.lists import FoldIndex
 from util.metrics import BinaryCounts, ClassCounts, ThresholdCounts
-from util.transform import IGNORE, restore
+from util.transform import IGNORE, precise, restore
 
 PRIOR_MAPS = ("f5", "f4", "mean of both")
 
@@ -109,11 +109,11 @@ class Tally:
 
     @staticmethod
     def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(maps.float(), size, mode="bilinear", align_corners=True)
+        return F.interpolate(precise(maps), size, mode="bilinear", align_corners=True)
 
     def _scored(self, logits: Tensor, query: Query) -> Tensor:
         if not self.at_original_size:
-            return logits if logits.dtype == torch.float64 else logits.float()
+            return precise(logits)
         return restore(logits, query.content, tuple(query.target.shape))
 
     def _add_details(
