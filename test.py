@@ -5,7 +5,8 @@
 
 Prints a line a run, mean, deviation and 95 % interval, and writes ``result.json`` (to the run's
 folder, or to ``--output``), with the resolved configuration and the versions beside it in
-``result_run.json``. Exit status 2 for a user's mistake.
+``result_run.json``. Until then ``result.json.partial`` keeps what was counted: stopped or killed,
+the same command goes on from there. Exit status: 2 for a mistake, 75 after SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from model.fewshot import FewShotModel
 from util import distributed
 from util.config import Config, add_config_arguments, load_config
 from util.errors import FewShotError, run
-from util.evaluate import Evaluator, Result, load_model, weight_file
+from util.evaluate import Evaluator, Partial, Result, load_model, weight_file
 from util.lists import FoldIndex, build_index
-from util.logger import write_run_record
+from util.logger import versions, write_run_record
 from util.results import write_json
 from util.runtime.workers import dead_workers
+from util.signals import StopRequest
 
 
 def arguments() -> argparse.Namespace:
@@ -64,12 +66,17 @@ def main() -> None:
     weight = weight_file(cfg)
     name = "result_swapped.json" if args.swap_supports else "result.json"
     output = args.output or cfg.exp_dir() / name
-    with distributed.process_group() as device, dead_workers():
-        evaluate(args, cfg, weight, output, device)
+    with distributed.process_group() as device, dead_workers(), StopRequest() as stop:
+        evaluate(args, cfg, weight, output, device, stop)
 
 
 def evaluate(
-    args: argparse.Namespace, cfg: Config, weight: Path, output: Path, device: torch.device
+    args: argparse.Namespace,
+    cfg: Config,
+    weight: Path,
+    output: Path,
+    device: torch.device,
+    stop: StopRequest,
 ) -> None:
     torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = cfg.tf32
@@ -83,6 +90,7 @@ def evaluate(
     index = distributed.on_main(lambda: build_index(cfg, "test"))
 
     evaluator = Evaluator(cfg, index, device)
+    partial = Partial(output, stop, versions())
     result = evaluator.run(
         model,
         cfg.seeds[: cfg.runs],
@@ -91,6 +99,7 @@ def evaluate(
         baselines=args.baselines,
         swap_supports=args.swap_supports,
         details=args.figures > 0,
+        partial=partial,
     )
 
     if distributed.is_main():
@@ -99,6 +108,7 @@ def evaluate(
             content["swapped_supports"] = True
         write_json(output, content)
         write_run_record(output.with_name(f"{output.stem}_run.json"), cfg, weight=str(weight))
+        partial.remove()
         print(report(result))
         print(f"result: {output}")
         if args.figures:

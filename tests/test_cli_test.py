@@ -20,7 +20,7 @@ from util.errors import run
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _script():
+def script():
     # The standard library has a package of the same name.
     spec = importlib.util.spec_from_file_location("evaluation_script", ROOT / "test.py")
     module = importlib.util.module_from_spec(spec)
@@ -46,7 +46,7 @@ def call(config, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [str(word) for word in words])
         status = 0
         try:
-            run(_script().main)
+            run(script().main)
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import cv2
@@ -29,10 +30,11 @@ from util import distributed
 from util.cache import ByteCache, budgets, free_memory
 from util.config import load_config
 from util.episodes import Episode
-from util.errors import FewShotError
+from util.errors import FewShotError, Interrupted
 from util.evaluate import (
     Evaluator,
     Job,
+    Partial,
     Task,
     episodes_at_once,
     plan_jobs,
@@ -316,6 +318,7 @@ def test_a_budget_too_small_for_everything_keeps_a_part(config) -> None:
 # ------------------------------------------------------------------------------------- processes
 
 
+STOPPED = "two processes, each stopped after a batch and started again"
 SCENARIOS = {
     # processes, episodes of each of two runs, is a picture broken, model
     "two processes": (2, 24, False, "HDMNet"),
@@ -323,31 +326,40 @@ SCENARIOS = {
     "three processes, two queries": (3, 1, False, "HDMNet"),
     "a bad picture": (2, 24, True, "HDMNet"),
     "another model": (3, 11, False, "HSNet"),
+    STOPPED: (2, 24, False, "HDMNet"),
 }
 
 
 def _process(rank: int, config: Path, broken: Path, ports: list[int], output: Path) -> None:
     """All scenarios in one set of processes: starting them is what takes time."""
     torch.set_num_threads(1)
-    for (ranks, episodes, bad, arch), port in zip(SCENARIOS.values(), ports, strict=True):
+    for (name, (ranks, episodes, bad, arch)), port in zip(SCENARIOS.items(), ports, strict=True):
         if rank >= ranks:
             continue
         torch.distributed.init_process_group(
             "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
         )
+        kept = {}
+        if name == STOPPED:
+            stop = SimpleNamespace(asked=True, name="SIGTERM")
+            with pytest.raises((Interrupted, SystemExit)):
+                split(config, episodes, arch, partial=Partial(output / "r.json", stop))
+            assert (output / f"r.json.{rank}of2.partial").exists()
+            kept = {"partial": Partial(output / "r.json", SimpleNamespace(asked=False))}
         try:
-            found = json_of(config, split(broken if bad else config, episodes, arch))
+            found = json_of(config, split(broken if bad else config, episodes, arch, **kept))
         except FewShotError as error:
             found = {"message": str(error)}
         (output / f"{port}_{rank}.json").write_text(json.dumps(found))
         distributed.cleanup()
 
 
-def split(config: Path, episodes: int, arch: str):
+def split(config: Path, episodes: int, arch: str, **more):
     options = ("arch", arch, "stem", "7x7") if arch == "HSNet" else ()
     torch.manual_seed(0)
     model = build_model(load_config(config, options)) if options else lively(num_base=3)
-    return evaluate(config, model, *options, episodes=episodes, baselines=True, details=True)
+    more |= {"episodes": episodes, "baselines": True, "details": True}
+    return evaluate(config, model, *options, **more)
 
 
 def json_of(config: Path, result) -> dict:

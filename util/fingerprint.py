@@ -1,10 +1,12 @@
-"""Which frozen weights a learned part belongs to."""
+"""Which weights these are: of a whole model, or of the frozen part that a learned one needs."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from model.fewshot import FewShotModel
 
@@ -12,9 +14,15 @@ from model.fewshot import FewShotModel
 def frozen_fingerprint(model: FewShotModel) -> str:
     """SHA-256, in hexadecimal, of the names, types, shapes and bytes of the frozen tensors."""
     learnable = model.learnable_state()
+    state = model.state_dict()
+    return fingerprint({name: tensor for name, tensor in state.items() if name not in learnable})
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, of the names, types, shapes and bytes of a state dict's tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name in learnable or name.endswith("num_batches_tracked"):
+    for name, tensor in sorted(state.items()):
+        if name.endswith("num_batches_tracked"):
             continue
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())

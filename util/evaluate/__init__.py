@@ -1,16 +1,20 @@
-"""Evaluation: which episodes (plan), the loop over them (engine), counts (tally), results."""
+"""Evaluation: which episodes (plan), the way through them (walk), counts (tally), all of it for one
+fold (engine), what is kept when it is stopped (partial), what comes out (result)."""
 
-from util.evaluate.engine import AMP, Evaluator, episodes_at_once
+from util.evaluate.engine import AMP, Evaluator
 from util.evaluate.load import load_model, weight_file
+from util.evaluate.partial import Partial
 from util.evaluate.plan import Job, Task, plan_jobs, plan_tasks
 from util.evaluate.result import METRICS, Result, grid, percent
 from util.evaluate.tally import Tally
+from util.evaluate.walk import episodes_at_once
 
 __all__ = [
     "AMP",
     "METRICS",
     "Evaluator",
     "Job",
+    "Partial",
     "Result",
     "Tally",
     "Task",

@@ -12,8 +12,7 @@ belongs to one process, and integer counts add up to exactly the unsharded resul
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.fewshot import FewShotModel, join_shots, map_tensors
+from model.fewshot import FewShotModel
 from util import distributed
 from util.cache import ByteCache, budgets
 from util.dataset import Picture, PictureDataset
 from util.episodes import EpisodeSampler
-from util.errors import FewShotError
+from util.errors import FewShotError, Interrupted
+from util.evaluate.partial import Partial, files_state
 from util.evaluate.plan import (
     Job,
     classes_not_asked,
@@ -35,17 +35,17 @@ from util.evaluate.plan import (
     plan_tasks,
 )
 from util.evaluate.result import Result, make_result
-from util.evaluate.tally import Query, Tally
+from util.evaluate.tally import Tally
+from util.evaluate.walk import Naive, Walk, episodes_at_once
+from util.fingerprint import fingerprint
 from util.lists import FoldIndex
 from util.optim import learnable_parameters
-from util.reader import PictureReader
 from util.transform import normalise_batch, object_mask
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PICTURE_SHARE = 0.1  # of the host's budget, for decoded pictures; a picture is cheap to read again
 FROZEN_SHARE = 0.75  # of the budget between epochs; the rest serves within one epoch
-# Query pixels matched at a time: enough to fill the device, few enough to spare its memory.
-PIXELS_AT_ONCE = {"cpu": 130_000, "cuda": 1_000_000}
+SAME_COUNTS = ("workers", "cache_gb", "exp_root", "weight")  # options that counts don't depend on
 
 
 class Evaluator:
@@ -95,6 +95,7 @@ class Evaluator:
         details: bool = False,
         progress: bool = True,
         say: Callable[[str], object] = tqdm.write,
+        partial: Partial | None = None,
     ) -> Result:
         """``episodes`` episodes a run, one run for each of ``seeds``; the model is left as it was.
 
@@ -102,10 +103,11 @@ class Evaluator:
         calls everything object, and the prior mask at its best threshold. swap_supports: give
         supports of another class. details: keep the IoU of each episode of the first run and what
         the predicted pixels really are. say: is told, once each, which classes are left out or not
-        asked about. Under torchrun every process must call this.
+        asked about. partial: keeps the counts while they grow, and those of an earlier call that
+        was stopped. Under torchrun every process must call this.
 
         Raises FewShotError for unreadable pictures, classes that cannot form any episode, and a
-        model that puts out numbers that are not finite.
+        model that puts out numbers that are not finite; Interrupted when ``partial`` says so.
         """
         if engine not in ("walk", "naive"):
             raise ValueError(f"engine is 'walk' or 'naive', not {engine!r}")
@@ -125,8 +127,14 @@ class Evaluator:
                 self.said.add(message)
         jobs = plan_jobs(tasks, distributed.rank(), distributed.world_size())
         tally = Tally(cfg, self.index, self.device, len(seeds), episodes, baselines, details)
-        walk = _Walk(self, model, jobs, tally) if engine == "walk" else None
-        walk = walk or _Naive(self, model, jobs, tally)
+        done = 0
+        if partial is not None:
+            options = {"engine": engine, "baselines": baselines, "details": details}
+            done = partial.begin(self._facts(model, jobs, options), tally)
+            counted = sum(distributed.gather_objects(done))
+            if counted and distributed.is_main():
+                say(f"note: {counted:,} of {len(tasks):,} episodes: taken from {partial.path}")
+        walk = (Walk if engine == "walk" else Naive)(self, model, jobs, tally, done)
 
         training = model.training
         model.eval()
@@ -136,30 +144,37 @@ class Evaluator:
                 total = sum(len(job.tasks) for job in jobs)
                 bar = tqdm(
                     total=total,
+                    initial=done,
                     desc="evaluate",
                     unit="ep",
                     disable=not (progress and distributed.is_main()),
                     leave=False,
                 )
                 with bar:
-                    walk.go(bar)
+                    walk.go(bar, (lambda: None) if partial is None else lambda: partial.after(walk))
         except FewShotError as error:
             failure = error
         finally:
             walk.close()
             model.train(training)
+        if partial is not None and not isinstance(failure, Interrupted):
+            partial.save(walk)
         self._agree(failure)
+        earlier = (0, 0, 0) if partial is None else partial.work
         with distributed.guard():
             tally.reduce()
             finite = all(distributed.gather_objects(bool(tally.finite)))
+            work = distributed.gather_objects((walk.work, earlier))
             queries, supports, reads = (
-                sum(column) for column in zip(*distributed.gather_objects(walk.work), strict=True)
+                sum(column) for column in zip(*(w for both in work for w in both), strict=True)
             )
         if not finite:
+            if partial is not None:
+                partial.remove()
             raise FewShotError(
                 "the model's output is not finite; the weights are damaged, or amp: fp16 overflows"
             )
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin + (0 if partial is None else partial.seconds)
         timing = {
             "seconds": seconds,
             "episodes_per_second": len(tasks) / seconds,
@@ -186,12 +201,29 @@ class Evaluator:
     def _agree(self, failure: FewShotError | None) -> None:
         """All processes go on, or all stop; nobody waits for one that failed."""
         with distributed.guard():
-            messages = distributed.gather_objects(None if failure is None else str(failure))
-        if failure is not None:
-            raise failure
-        message = next((m for m in messages if m is not None), None)
-        if message is not None:
-            raise FewShotError(message)
+            failures = [f for f in distributed.gather_objects(failure) if f is not None]
+        if not failures:
+            return
+        first = min(failures, key=lambda found: found.status)  # mistakes before interruptions
+        if isinstance(first, Interrupted):
+            distributed.fail(first)
+        raise first if failure is None or isinstance(failure, Interrupted) else failure
+
+    def _facts(
+        self, model: FewShotModel, jobs: Sequence[Job], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """All that counts depend on, by the names under which the screen speaks of it."""
+        keys = {k: v for section in self.cfg.to_dict().values() for k, v in section.items()}
+        tasks = [task for job in jobs for task in job.tasks]
+        used = {p for t in tasks for p in (t.episode.query, *t.episode.supports)}
+        batch = episodes_at_once(self.cfg, self.device)
+        return {
+            "configuration": {k: v for k, v in keys.items() if k not in SAME_COUNTS},
+            "weights": fingerprint(model.state_dict()),
+            "episodes": tasks,
+            "pictures": files_state(self.index.pairs[position] for position in sorted(used)),
+            "options": {**options, "device": self.device.type, "batch": batch},
+        }
 
     # -- pieces shared by both engines ------------------------------------------------------
 
@@ -211,179 +243,3 @@ class Evaluator:
         """Class ids to score against, at the original or the input size."""
         mask = picture.target if self.cfg.ori_resize else picture.mask
         return mask.to(self.device, non_blocking=True)
-
-
-class _Walk:
-    """Query by query, with encodings kept while they have uses left."""
-
-    def __init__(
-        self, evaluator: Evaluator, model: FewShotModel, jobs: Sequence[Job], tally: Tally
-    ) -> None:
-        self.evaluator, self.model, self.jobs, self.tally = evaluator, model, jobs, tally
-        self.frozen = evaluator.frozen
-        self.prepared = ByteCache(evaluator.prepared_room)
-        self.at_hand: dict[tuple[int, int], Any] = {}
-        self.uses = Counter(key for job in jobs for task in job.tasks for key in task.keys)
-        self.roles: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for key in self.uses:
-            self.roles[key[0]].append(key)
-        self.waiting = {job.query for job in jobs}
-        self.queries = self.supports = 0
-        self.reader = PictureReader(
-            evaluator.dataset,
-            self._needed,
-            evaluator.cfg.workers,
-            evaluator.picture_room,
-            pin=evaluator.device.type == "cuda",
-        )
-
-    @property
-    def work(self) -> tuple[int, int, int]:
-        """Query encodings, support encodings, pictures read."""
-        return self.queries, self.supports, self.reader.reads
-
-    def close(self) -> None:
-        self.reader.stop()
-
-    def _have(self, key: tuple[int, int]) -> bool:
-        return key in self.prepared or ("support", key) in self.frozen
-
-    def _needed(self, position: int) -> bool:
-        """Will this picture be looked at (again)?"""
-        as_query = position in self.waiting and ("query", position) not in self.frozen
-        return as_query or any(self.uses[k] and not self._have(k) for k in self.roles[position])
-
-    def _demand(self) -> Iterator[int]:
-        """Positions in the order in which the walk will look at them; consulted a little ahead."""
-        for job in self.jobs:
-            if ("query", job.query) not in self.frozen and not self.reader.expects(job.query):
-                yield job.query
-            for key in job.keys:
-                if not self._have(key) and not self.reader.expects(key[0]):
-                    yield key[0]
-
-    def go(self, bar: tqdm) -> None:
-        self.reader.start(self._demand())
-        step = episodes_at_once(self.evaluator.cfg, self.evaluator.device)
-        size = (self.evaluator.cfg.val_size,) * 2
-        for job in self.jobs:
-            query = self._query(job.query)
-            prepared = self.model.prepare_query(query.encoding)
-            weights = Counter(task.run for task in job.tasks)
-            for start in range(0, len(job.tasks), step):
-                batch = job.tasks[start : start + step]
-                keys = [task.keys for task in batch]
-                distinct = dict.fromkeys(key for row in keys for key in row)
-                self.at_hand = {key: self._support(key) for key in distinct}
-                supports = join_shots([[self.at_hand[key] for key in row] for row in keys])
-                with_base = bool(weights) and self.tally.lut is not None
-                out = self.model.match(
-                    repeated(prepared, len(batch)), supports, size, with_base=with_base
-                )
-                self.tally.add(batch, out, query, weights)
-                weights = Counter()
-                self._used(key for row in keys for key in row)
-                bar.update(len(batch))
-            self.waiting.discard(job.query)
-            for position in {job.query, *(key[0] for key in job.keys)}:
-                if not self._needed(position):
-                    self.reader.drop(position)
-        self.at_hand = {}
-
-    def _query(self, position: int) -> Query:
-        device = self.evaluator.device
-        kept = self.frozen.get(("query", position), device)
-        if kept is None:
-            picture = self.reader.get(position)
-            encoding = self.model.encode_query(self.evaluator.on_device(picture))
-            kept = (encoding, self.evaluator.target(picture))
-            self.queries += 1
-            self.evaluator.content[position] = tuple(map(int, picture.content))
-            self.frozen.put(("query", position), kept)
-        return Query(*kept, self.evaluator.content[position])
-
-    def _support(self, key: tuple[int, int]) -> Any:
-        """The prepared support of (picture, class), batch 1."""
-        device = self.evaluator.device
-        if key in self.at_hand:
-            return self.at_hand[key]
-        if key in self.prepared:
-            return self.prepared.get(key, device)
-        encoding = self.frozen.get(("support", key), device)
-        if encoding is None:
-            position, class_id = key
-            picture = self.reader.get(position)
-            encoding = self.model.encode_support(
-                self.evaluator.on_device(picture),
-                self.evaluator.support_mask(picture, class_id, self.model),
-            )
-            self.supports += 1
-            self.frozen.put(("support", key), encoding)
-        prepared = self.model.prepare_support(encoding)
-        if self.uses[key] > 1:
-            self.prepared.put(key, prepared)
-        return prepared
-
-    def _used(self, keys: Iterator[tuple[int, int]]) -> None:
-        for key in keys:
-            self.uses[key] -= 1
-            if not self.uses[key]:
-                self.prepared.drop(key)
-
-
-class _Naive:
-    """The reference: read the pictures of an episode, call the model, count, forget."""
-
-    def __init__(
-        self, evaluator: Evaluator, model: FewShotModel, jobs: Sequence[Job], tally: Tally
-    ) -> None:
-        self.evaluator, self.model, self.tally = evaluator, model, tally
-        tasks = [task for job in jobs for task in job.tasks]
-        self.tasks = sorted(tasks, key=lambda task: (task.run, task.episode.index))
-        self.queries = self.supports = 0
-        self.reader = PictureReader(
-            evaluator.dataset, lambda position: False, evaluator.cfg.workers, 0
-        )
-
-    @property
-    def work(self) -> tuple[int, int, int]:
-        return self.queries, self.supports, self.reader.reads
-
-    def close(self) -> None:
-        self.reader.stop()
-
-    def go(self, bar: tqdm) -> None:
-        self.reader.start(p for t in self.tasks for p in (t.episode.query, *t.episode.supports))
-        evaluator = self.evaluator
-        for task in self.tasks:
-            picture = self.reader.get(task.episode.query)
-            supports = [self.reader.get(position) for position in task.episode.supports]
-            images = torch.stack([evaluator.on_device(s) for s in supports], dim=1)
-            masks = [evaluator.support_mask(s, task.support_class, self.model) for s in supports]
-            out = self.model(evaluator.on_device(picture), images, torch.stack(masks, dim=1))
-            content = tuple(map(int, picture.content))
-            query = Query(None, evaluator.target(picture), content)
-            self.tally.add([task], out, query, Counter([task.run]))
-            self.queries += 1
-            self.supports += len(supports)
-            bar.update(1)
-
-
-def episodes_at_once(cfg: Any, device: torch.device) -> int:
-    """How many episodes about one query are matched together.
-
-    ``batch_size_val``, or chosen by size and number of supports; one in textbook form, which is
-    there to count exactly as the naive loop does: in a batch a product's last digits may differ.
-    """
-    if cfg.batch_size_val is not None:
-        return cfg.batch_size_val
-    if cfg.compute == "textbook":
-        return 1
-    return max(1, PIXELS_AT_ONCE.get(device.type, 0) // (cfg.val_size**2 * cfg.shot))
-
-
-def repeated(encoding: Any, times: int) -> Any:
-    """An encoding of batch 1 as a batch of ``times`` equal ones, without copies."""
-    if times == 1:
-        return encoding
-    return map_tensors(encoding, lambda t: t.expand(times, *t.shape[1:]))

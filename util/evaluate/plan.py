@@ -30,10 +30,14 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """All episodes about one query picture, equal supports next to each other."""
+    """All episodes about one query picture, equal supports next to each other.
+
+    begun: some more were counted before, and with them what is counted once a query.
+    """
 
     query: int
     tasks: tuple[Task, ...]
+    begun: bool = False
 
     @property
     def keys(self) -> list[tuple[int, int]]:
@@ -134,6 +138,18 @@ def plan_jobs(tasks: Sequence[Task], rank: int = 0, ranks: int = 1) -> list[Job]
         for job, middle in zip(jobs, middles, strict=True)
         if min(int(middle * ranks / len(tasks)), ranks - 1) == rank
     ]
+
+
+def remaining(jobs: Sequence[Job], done: int) -> list[Job]:
+    """The walk without its first ``done`` episodes."""
+    left = []
+    for job, end in zip(jobs, ends(jobs), strict=True):
+        counted = len(job.tasks) - (end - done)
+        if counted <= 0:
+            left.append(job)
+        elif counted < len(job.tasks):
+            left.append(Job(job.query, job.tasks[counted:], begun=True))
+    return left
 
 
 def ends(jobs: Sequence[Job]) -> list[int]:

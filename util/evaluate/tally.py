@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -129,6 +129,29 @@ class Tally:
             self.leakage[self.row[task.episode.class_id]].scatter_add_(
                 0, true, pixels.flatten().long()
             )
+
+    def state(self) -> dict[str, Any]:
+        """All counts as plain tensors, for :meth:`load_state` of an equal tally; {} before any."""
+        if self.counts is None:
+            return {}
+        named = {name: getattr(self, name) for name in ("scores", "leakage", "finite")}
+        for name in ("counts", "base", "prior"):
+            if (found := getattr(self, name)) is not None:
+                named[name] = found.counts
+        return {"heads": list(self.counts.heads), **{k: v.cpu() for k, v in named.items()}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+        if not state:
+            return
+        base = state["base"].shape[-1] if "base" in state else 0
+        prior = state["prior"].shape[2] if "prior" in state else 0
+        self._allocate(state["heads"], base, prior)
+        for name in ("scores", "leakage", "finite"):
+            setattr(self, name, state[name].to(self.device))
+        for name in ("counts", "base", "prior"):
+            if (found := getattr(self, name)) is not None:
+                found.counts = state[name].to(self.device)
 
     def reduce(self) -> None:
         """Add up the counts of all processes (one that had no query picture included)."""
