@@ -29,6 +29,7 @@ from util import visualize
 from util.errors import FewShotError, run
 from util.predictor import FewShotPredictor, model_of
 from util.results import summarise, write_json, write_results
+from util.runtime.files import expanded
 from util.transform import read_image
 
 DEMO_CONFIG = "config/demo/demo_split0_resnet18.yaml"
@@ -293,8 +294,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML configuration")
-    parser.add_argument("--weight", metavar="FILE", help="checkpoint; its own configuration serves")
+    parser.add_argument("--config", type=expanded, metavar="FILE", help="YAML configuration")
+    parser.add_argument(
+        "--weight", type=expanded, metavar="FILE", help="checkpoint; its own configuration serves"
+    )
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU when there is one")
     parser.add_argument(

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from util.errors import FewShotError, Interrupted, run
 from util.predictor import FewShotPredictor, model_of
 from util.results import summarise, write_json, write_results
+from util.runtime.files import expanded, user_path
 from util.transform import read_image
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -252,9 +253,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML configuration; default: the one in the checkpoint"
+        "--config",
+        type=expanded,
+        metavar="FILE",
+        help="YAML configuration; default: the one in the checkpoint",
     )
-    parser.add_argument("--weight", metavar="FILE", help="checkpoint; default: what test.py takes")
+    parser.add_argument(
+        "--weight", type=expanded, metavar="FILE", help="checkpoint; default: what test.py takes"
+    )
     parser.add_argument(
         "--support",
         nargs="+",
@@ -264,12 +270,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="IMAGE MASK [CLASS]; MASK is a file, mask.png#LABEL, box:x0,y0,x1,y1 or a COCO .json",
     )
     parser.add_argument(
-        "--supports", metavar="DIR", help="folder with a folder of supports a class"
+        "--supports", type=expanded, metavar="DIR", help="folder with a folder of supports a class"
     )
     parser.add_argument(
-        "--query", nargs="+", required=True, metavar="PATH", help="pictures, folders or globs"
+        "--query",
+        type=expanded,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="pictures, folders or globs",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--output", type=expanded, required=True, metavar="DIR", help="folder for the results"
+    )
     parser.add_argument(
         "--head",
         choices=("final", "meta"),
@@ -290,7 +303,9 @@ def main() -> None:
     for values in options.support:
         if len(values) not in (2, 3):
             raise FewShotError(f"--support takes IMAGE MASK [CLASS], not {' '.join(values)}")
-        supports.append(Support(Path(values[0]), values[1], (values + ["object"])[2]))
+        supports.append(
+            Support(user_path(values[0]), expanded(values[1]), (values + ["object"])[2])
+        )
     if not supports:
         raise FewShotError("no supports: give --support IMAGE MASK [CLASS] or --supports DIR")
     queries = find_queries(options.query)

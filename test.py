@@ -26,6 +26,7 @@ from util.evaluate import Evaluator, Partial, Result, load_model, weight_file
 from util.lists import FoldIndex, build_index
 from util.logger import versions, write_run_record
 from util.results import write_json
+from util.runtime.files import expanded, user_path
 from util.runtime.workers import dead_workers
 from util.signals import StopRequest
 
@@ -33,10 +34,14 @@ from util.signals import StopRequest
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_config_arguments(parser)
-    parser.add_argument("--weight", metavar="FILE", help="checkpoint; default: the run's best.pth")
+    parser.add_argument(
+        "--weight", type=expanded, metavar="FILE", help="default: the run's best.pth"
+    )
     parser.add_argument("--episodes", type=int, metavar="N", help="episodes of a run")
     parser.add_argument("--runs", type=int, metavar="R", help="runs, one seed each")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="where the result goes")
+    parser.add_argument(
+        "--output", type=user_path, metavar="FILE.json", help="where the result goes"
+    )
     parser.add_argument(
         "--figures", type=int, default=0, metavar="N", help="draw the N best, median, worst"
     )

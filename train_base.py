@@ -34,6 +34,7 @@ from util.optim import build_optimizer, update_lr
 from util.pretrained import load_pretrained
 from util.progress import Progress, restore, snapshot
 from util.rng import DropoutStream, per_sample_dropout, seed_everything
+from util.runtime.files import expanded
 from util.runtime.workers import dead_workers, read_ahead
 from util.signals import StopRequest
 from util.store import CheckpointStore, read_state
@@ -53,7 +54,9 @@ class SegmentationStep(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_config_arguments(parser)
-    parser.add_argument("--resume", metavar="auto|FILE", help="go on from a checkpoint")
+    parser.add_argument(
+        "--resume", type=expanded, metavar="auto|FILE", help="go on from a checkpoint"
+    )
     args = parser.parse_args()
     cfg = load_config(args.config, args.opts)
     with distributed.process_group() as device, distributed.guard(), dead_workers(GO_ON):

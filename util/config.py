@@ -19,6 +19,7 @@ import yaml
 
 from util.errors import FewShotError
 from util.folds import Fold, fold_of, split_count
+from util.runtime.files import expanded
 from util.schema import FOREIGN_SECTIONS, IGNORED, KEYS, SECTIONS, BadValue, show
 
 # What yaml.safe_load raises on hostile text: its own errors, and bare ones out of the constructors
@@ -152,7 +153,9 @@ def config_from_dict(
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--config FILE`` and ``--opts KEY VALUE ...`` (repeatable, later ones win)."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
+    parser.add_argument(
+        "--config", type=expanded, required=True, metavar="FILE", help="YAML configuration"
+    )
     parser.add_argument(
         "--opts",
         nargs="*",
@@ -183,7 +186,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], list[str
             raise FewShotError(f"{source}: inherit must name YAML files, not {show(parent)}")
         # Symbolic links and "..": two spellings of one file must not hide a circle.
         chain = (*above, path.resolve())
-        target = path.parent / parent
+        target = path.parent / expanded(parent)
         if target.resolve() in chain:
             raise FewShotError(f"{source}: inherit goes round in a circle through {parent}")
         values, more = _read(target, chain)
@@ -297,7 +300,7 @@ def _override_entries(overrides: Sequence[Any]) -> list[Entry]:
 def _override_value(name: str, text: str) -> Any:
     """Text of the command line read as YAML, where the key does not take text anyway."""
     key = KEYS.get(name)
-    takes_text = key is not None and key.kind == "str"
+    takes_text = key is not None and key.kind in ("str", "path")
     if text == "" and takes_text:
         return None if key.null else ""
     try:

@@ -17,7 +17,7 @@ from util.checkpoint import read_checkpoint
 from util.errors import FewShotError, run
 from util.evaluate import grid, percent
 from util.report import read_result
-from util.runtime.files import write_atomically
+from util.runtime.files import user_path, write_atomically
 from util.store import serialise
 
 BASELINES = {"all_foreground": "all foreground", "prior": "prior mask, best threshold"}
@@ -81,11 +81,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m util.demo", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("table", help="print the demo's table")
-    show.add_argument("--results", type=Path, nargs="+", required=True, metavar="FILE.json")
-    show.add_argument("--swapped", type=Path, required=True, metavar="FILE.json")
+    show.add_argument("--results", type=user_path, nargs="+", required=True, metavar="FILE.json")
+    show.add_argument("--swapped", type=user_path, required=True, metavar="FILE.json")
     export = commands.add_parser("encoder", help="strip a stage-1 checkpoint down to its weights")
-    export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    export.add_argument("--output", type=Path, required=True, metavar="FILE")
+    export.add_argument("--checkpoint", type=user_path, required=True, metavar="FILE")
+    export.add_argument("--output", type=user_path, required=True, metavar="FILE")
     args = parser.parse_args()
     if args.command == "table":
         print(table([read_result(path) for path in args.results], read_result(args.swapped)))

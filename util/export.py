@@ -19,7 +19,7 @@ from util.checkpoint import load_weights, read_checkpoint
 from util.config import config_from_dict
 from util.errors import FewShotError, run
 from util.fingerprint import frozen_fingerprint
-from util.runtime.files import write_atomically
+from util.runtime.files import user_path, write_atomically
 from util.store import serialise
 
 FORMAT = "fewshot-learned-1"
@@ -80,8 +80,8 @@ def load_learned(model: FewShotModel, source: str | Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint")
-    parser.add_argument("output")
+    parser.add_argument("checkpoint", type=user_path)
+    parser.add_argument("output", type=user_path)
     args = parser.parse_args()
     size = export(args.checkpoint, args.output)
     print(f"{args.output}: {size / 1e6:.1f} MB")

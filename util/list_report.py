@@ -32,7 +32,7 @@ from util.lists import (
     select,
     stray_value,
 )
-from util.runtime.files import write_atomically
+from util.runtime.files import user_path, write_atomically
 from util.transform import IGNORE, read_image, read_mask, read_pair
 
 _MOST_SHOWN = 50  # bad files on the screen; the JSON report names all
@@ -46,8 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="read every file, report bad ones")
     parser.add_argument("--stats", action="store_true", help="pictures by number of categories")
     parser.add_argument("--shot", type=int, help="supports an episode needs (the config's shot)")
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--png", metavar="FILE", help="with --stats: write the bar chart")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument(
+        "--png", type=user_path, metavar="FILE", help="with --stats: write the bar chart"
+    )
     options = parser.parse_args(arguments)
     if options.png and not options.stats:
         parser.error("--png needs --stats")
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             draw_stats(report["stats"], f"{cfg.data_set}: categories in a picture", options.png)
     if options.json:
         text = json.dumps(report, indent=1, ensure_ascii=False)
-        write_atomically(Path(options.json), text.encode())
+        write_atomically(options.json, text.encode())
     bad = sum(len(entry["bad"]) for entry in report.get("lists", ()))
     if bad:
         raise FewShotError(f"{bad} bad file(s) or line(s) in the lists of '{cfg.data_set}'")

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from util.errors import FewShotError, one_line, run
-from util.runtime.files import write_atomically
+from util.runtime.files import user_path, write_atomically
 
 FOLDS = 4  # of a result that does not say
 KINDS = {"": "", "_meta": ", meta"}  # suffix of the metrics -> suffix of the model's name
@@ -345,9 +345,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m util.report", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--exp", type=Path, default=Path("exp"), metavar="DIR",
+    parser.add_argument("--exp", type=user_path, default=Path("exp"), metavar="DIR",
                         help="folder of the results (exp)")  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write md, csv and png there")
+    parser.add_argument(
+        "--output", type=user_path, metavar="DIR", help="write md, csv and png there"
+    )
     options = parser.parse_args(arguments)
 
     tables, problems = gather(options.exp)

@@ -26,7 +26,7 @@ from util.evaluate import METRICS, grid, percent
 from util.metrics import spread
 from util.predictor import Prediction
 from util.report import read_result
-from util.runtime.files import file_name, write_atomically
+from util.runtime.files import file_name, user_path, write_atomically
 
 SETTING = ("arch", "backbone", "dataset", "split", "shot")  # what a result is about
 
@@ -119,8 +119,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m util.results", description="Compare results.")
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("spread", help="how much runs differ, a group a file").add_argument
-    add("results", type=Path, nargs="+", metavar="FILE.json", help="what test.py --output wrote")
-    add("--output", type=Path, required=True, metavar="FILE.png", help="the picture")
+    add(
+        "results",
+        type=user_path,
+        nargs="+",
+        metavar="FILE.json",
+        help="what test.py --output wrote",
+    )
+    add("--output", type=user_path, required=True, metavar="FILE.png", help="the picture")
     add("--metric", choices=METRICS, default="miou", help="default: miou")
     args = parser.parse_args()
     title, groups = run_groups(args.results, args.metric)

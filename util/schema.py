@@ -13,6 +13,9 @@ import reprlib
 from dataclasses import dataclass
 from typing import Any
 
+from util.errors import FewShotError
+from util.runtime.files import expanded
+
 _LONGEST = 1000  # entries of a list; aliased YAML could hold billions
 _LARGEST = 10**12
 
@@ -31,7 +34,7 @@ def show(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """One configuration key. ``kind``: bool, int, float, str, ints, strs or groups (lists)."""
+    """One configuration key. ``kind``: bool, int, float, str, path; ints, strs, groups (lists)."""
 
     name: str
     kind: str
@@ -69,6 +72,7 @@ class Key:
             "int": "a whole number",
             "float": "a number",
             "str": "text",
+            "path": "a path",
             "ints": "a list of whole numbers",
             "strs": "a list of names",
             "groups": "a list of lists of class ids or names",
@@ -126,6 +130,12 @@ class Key:
             raise BadValue("must not contain a NUL character")
         return value
 
+    def _path(self, value: Any) -> str:
+        try:
+            return expanded(self._str(value))
+        except FewShotError as error:
+            raise BadValue(str(error)) from error
+
     def _sequence(self, value: Any) -> list[Any]:
         if not isinstance(value, (list, tuple)) or not value:
             raise self._wrong(value)
@@ -174,6 +184,10 @@ def _str(name: str, default: str | None, doc: str) -> Key:
     return Key(name, "str", default, doc, null=default is None)
 
 
+def _path(name: str, default: str | None, doc: str) -> Key:
+    return Key(name, "path", default, doc, null=default is None)
+
+
 def _pick(name: str, choices: tuple[Any, ...], doc: str, *, null: bool = False) -> Key:
     """The first choice is the default, or null where the default depends on other keys."""
     kind = "int" if isinstance(choices[0], int) else "str"
@@ -183,14 +197,14 @@ def _pick(name: str, choices: tuple[Any, ...], doc: str, *, null: bool = False) 
 SECTIONS: dict[str, tuple[Key, ...]] = {
     "DATA": (
         _str("data_set", "pascal", "pascal, coco, fss, demo, or a name of your own"),
-        _str("data_root", None, "folder that the paths in the lists start from (data/<data_set>)"),
-        _str("train_list", None, "pairs to train on; null: the data set's list or class folders"),
-        _str("val_list", None, "pairs to evaluate on; null: the data set's list or class folders"),
+        _path("data_root", None, "folder that the paths in the lists start from (data/<data_set>)"),
+        _path("train_list", None, "pairs to train on; null: the data set's list or class folders"),
+        _path("val_list", None, "pairs to evaluate on; null: the data set's list or class folders"),
         Key("class_names", "strs", None, "class names, ids 1, 2, ...; null: the data set's own",
             null=True),
         Key("folds", "groups", None, "classes (ids or names) that each fold holds out",
             low=1, high=65535, null=True),
-        _str("split_lists", None, "fss: folder with the class lists of its three parts"),
+        _path("split_lists", None, "fss: folder with the class lists of its three parts"),
         _str("trained_on", None, "data set that the model was trained on, if another"),
         _bool("use_split_coco", True, "COCO: fold i holds out classes 4k+i+1, else 20i+1..20i+20"),
         _pick("protocol", ("bam", "pfenet", "hsnet"), "which training pictures a fold keeps"),
@@ -236,7 +250,7 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
         _int("keep", 3, "how many epoch_N.pth stay on disk", 1),
         _int("workers", 4, "processes of the data loader; 0: none", 0, 256),
         _int("manual_seed", 321, "seed of everything random in training", 0, 2**32 - 1),
-        _str("exp_root", "exp", "folder that all results go to"),
+        _path("exp_root", "exp", "folder that all results go to"),
         _str("name", "", "folder added to the results' place, to keep several runs apart"),
     ),
     "EVALUATE": (
@@ -252,15 +266,15 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
             low=0, high=2**32 - 1),
         _float("cache_gb", None, "budget for kept encodings; null: chosen from what is free", 0,
                1e6),
-        _str("weight", None, "checkpoint to evaluate; null: best.pth of the run's folder"),
+        _path("weight", None, "checkpoint to evaluate; null: best.pth of the run's folder"),
     ),
     "Method": (
         _str("arch", "HDMNet", "HDMNet, HSNet, PSPNet (the base learner), or one of your own"),
         _pick("backbone", ("resnet50", "resnet18", "resnet101", "resnet152", "vgg16"), "encoder"),
         _pick("stem", ("deep", "7x7"), "ResNet: three 3x3 convs or one 7x7"),
         _int("width", 64, "base width of the encoder; narrow for small work", 4, 256),
-        _str("pretrained", None, "encoder weights: a file, torchvision, or none for random"),
-        _str("base_weight", None, "stage-1 checkpoint; null: where train_base.py writes it"),
+        _path("pretrained", None, "encoder weights: a file, torchvision, or none for random"),
+        _path("base_weight", None, "stage-1 checkpoint; null: where train_base.py writes it"),
         _int("stages", 3, "stages of the pyramid", 1, 4),
         _pick("matching", ("correlation", "attention"), "Eq. 4-5, or Eq. 2 with masked keys"),
         _pick("hierarchy", ("decoupled", "stacked"), "self-attention apart from or mixed with"

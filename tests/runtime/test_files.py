@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
@@ -16,11 +17,13 @@ import pytest
 from tests import prepare_trees as trees
 from tests.training_case import ROOT
 from util import report, visualize
+from util.config import config_from_dict, load_config
 from util.errors import FewShotError
 from util.prepare.__main__ import main as prepare
 from util.results import write_json
 from util.runtime import files
 from util.runtime.files import CannotWrite, user_path, write_atomically
+from util.schema import KEYS
 
 # Where a stream grows (logs, locks, archives), and the note to torchrun in the temporary folder.
 STREAMS = {
@@ -178,3 +181,44 @@ def test_a_path_means_what_a_shell_makes_of_it(monkeypatch, tmp_path):
     ):
         with pytest.raises(FewShotError, match=part):
             user_path(bad)
+
+
+def option_calls():
+    """(file and line, call) of every argument that a command of the project takes."""
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("util/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node, "func", None)
+            name = getattr(name, "attr", getattr(name, "id", ""))
+            if isinstance(node, ast.Call) and name in ("add_argument", "add") and node.args:
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
+def test_every_path_on_a_command_line_is_read_in_the_one_way():
+    found = 0
+    for place, call in option_calls():
+        given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert given.get("type") != "Path", f"{place}: user_path reads what a user named"
+        if re.search(r"FILE|DIR|PATH", given.get("metavar", "")):
+            assert given.get("type") in ("user_path", "expanded"), place
+            found += 1
+    assert found >= 20
+
+
+def test_every_path_of_a_configuration_is_read_in_the_one_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.delenv("NOWHERE", raising=False)
+    paths = [key.name for key in KEYS.values() if key.kind == "path"]
+    assert {"data_root", "train_list", "val_list", "exp_root", "weight", "base_weight"} < {*paths}
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "common.yaml").write_text("shot: 5")
+    lines = [f"{name}: ~/{name}" for name in paths]
+    (tmp_path / "c.yaml").write_text("\n".join(["inherit: ~/common.yaml", *lines]))
+    cfg = load_config(tmp_path / "c.yaml", ["weight", "${SCRATCH}/w.pth"])
+    assert cfg.shot == 5 and cfg.weight == f"{tmp_path}/scratch/w.pth"
+    for name in set(paths) - {"weight"}:
+        assert getattr(cfg, name) == f"{tmp_path}/home/{name}"
+    assert cfg.exp_dir().is_relative_to(tmp_path / "home" / "exp_root")
+    assert config_from_dict(cfg.to_dict(), "again") == cfg
+    with pytest.raises(FewShotError, match=r"exp_root '\$NOWHERE/x' begins with \$NOWHERE"):
+        load_config(tmp_path / "c.yaml", ["exp_root", "$NOWHERE/x"])

@@ -18,7 +18,7 @@ from util.list_files import find_pairs
 from util.lists import scan, select
 from util.prepare import coco, demo, fss, pascal
 from util.prepare.steps import Prepared, Row, summary
-from util.runtime.files import CannotWrite
+from util.runtime.files import CannotWrite, user_path
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     cores = os.cpu_count() or 1
     for name in COMMANDS:
         add = parsers.add_parser(name).add_argument
-        add("--root", type=Path, required=True, help="where archives or unpacked folders lie")
-        add("--lists", type=Path, help=f"folder for the list files (default: lists/{name})")
+        add("--root", type=user_path, required=True, help="where archives or unpacked folders lie")
+        add("--lists", type=user_path, help=f"folder for the list files (default: lists/{name})")
         add("--workers", type=int, default=cores, help="processes (default: one a core)")
         if name == "demo":
             # The defaults are those of the function.
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
             ):
                 add(f"--{option}", type=int, default=argparse.SUPPRESS, help=meaning)
             continue
-        add("--out", type=Path, help="the data_root to be made (default: --root)")
+        add("--out", type=user_path, help="the data_root to be made (default: --root)")
         add("--download", action="store_true", help="fetch what is missing and has an address")
         if name == "coco":
             meaning = "as behind the published numbers (first polygons only), or whole objects"
