@@ -267,7 +267,7 @@ def test_scores_are_those_of_the_prediction_resized_to_the_picture(config) -> No
 
 
 def test_every_distinct_query_and_support_is_encoded_and_read_once(config) -> None:
-    model = ColourModel()
+    model, results = ColourModel(), []
     for workers in (0, 2):
         model.calls.clear()
         evaluator = evaluator_of(config, "workers", workers)
@@ -280,6 +280,8 @@ def test_every_distinct_query_and_support_is_encoded_and_read_once(config) -> No
         assert model.calls["prepare"] == len(supports) < 60
         pictures = queries | {position for position, _ in supports}
         assert result.timing["pictures_read"] == len(pictures)
+        results.append(result)
+    assert same(*results)
 
 
 def test_validation_computes_the_frozen_part_once_for_all_epochs(config, decided) -> None:

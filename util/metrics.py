@@ -1,8 +1,7 @@
 """Integer counts behind the intersection over union, and what is reported from them.
 
 Everything is counted in int64 on the model's device; nothing is read back before the end. Counts
-from several processes are added up (:meth:`BinaryCounts.reduce`), so a sharded evaluation gives
-exactly the numbers of an unsharded one.
+from several processes are added up exactly (:meth:`BinaryCounts.reduce`).
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ The runs of a protocol ask about the same pictures again and again. All of them 
 walk over the distinct query pictures: a query is encoded once for all its episodes, a (picture,
 class) support once for as long as a byte budget can keep it. Pictures are read by worker processes
 ahead of the model; counts stay on the device until the end; under torchrun each query picture
-belongs to one process, and integer counts add up to exactly the unsharded result.
+belongs to one process with all its batches, the same computation as in one process with as many
+threads, and integer counts add up to exactly the unsharded result.
 
-``engine="naive"`` is the reference: episode after episode through ``model(...)``.
+``engine="naive"`` is the reference: episode after episode through ``model(...)``. It encodes K
+supports at once, the walk one by one: the same sums in another order.
 """
 
 from __future__ import annotations

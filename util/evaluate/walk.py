@@ -196,8 +196,8 @@ class Naive:
 def episodes_at_once(cfg: Any, device: torch.device) -> int:
     """How many episodes about one query are matched together.
 
-    ``batch_size_val``, or chosen by size and number of supports; one in textbook form, which is
-    there to count exactly as the naive loop does: in a batch a product's last digits may differ.
+    ``batch_size_val``, or chosen by size and number of supports; one in textbook form, the
+    reference: a batch adds up in another order.
     """
     if cfg.batch_size_val is not None:
         return cfg.batch_size_val
