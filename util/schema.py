@@ -290,7 +290,7 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
             choices=(8, 16, 32)),
         _int("kshot_trans_dim", 2, "hidden width of the K-shot reweighting", 1, 1024),
         _pick("fidelity", ("released", "corrected"), "published behaviour, or its mistakes mended"),
-        _pick("compute", ("fast", "textbook"), "rewritten or literal equations, same but for rounding"),
+        _pick("compute", ("fast", "textbook"), "rewritten or literal equations; rounding differs"),
         _pick("amp", ("off", "bf16", "fp16"), "mixed precision"),
         _bool("tf32", False, "TF32 matrix products on GPUs that have them"),
         _pick("compile", ("off", "default", "max-autotune"), "torch.compile mode"),
