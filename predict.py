@@ -15,15 +15,19 @@ import argparse
 import glob
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from util.data.coco import CocoFile
 from util.errors import FewShotError, Interrupted, run
 from util.predictor import FewShotPredictor, model_of
+from util.prepare.steps import LYING, picture_size
 from util.results import summarise, write_json, write_results
 from util.runtime.files import expanded, user_path
 from util.transform import read_image
@@ -39,7 +43,7 @@ class Support:
     """One annotated picture as the command line names it.
 
     ``mask`` is the path of a mask, ``mask.png#7`` for one label of it, ``box:x0,y0,x1,y1``, or a
-    COCO annotation file (``.json``), whose polygons of category ``class_name`` are taken.
+    COCO annotation file (``.json``), whose objects of category ``class_name`` are taken.
     """
 
     def __init__(self, image: Path, mask: str, class_name: str) -> None:
@@ -56,11 +60,24 @@ class Support:
                 raise FewShotError(f"'{self.mask}' is no box: write box:x0,y0,x1,y1 in pixels")
             return {"box": box}
         if self.mask.lower().endswith(".json"):
-            return {"polygons": coco_polygons(Path(self.mask), self.image.name, self.class_name)}
+            return {"mask": self._from_coco(CocoFile(Path(self.mask)))}
         path, sep, label = self.mask.rpartition("#")
         if sep and label.isdigit():
             return {"mask": Path(path), "label": int(label)}
         return {"mask": Path(self.mask)}
+
+    def _from_coco(self, annotations: CocoFile) -> np.ndarray:
+        stored, orientation = picture_size(self.image)
+        # As it is shown; a mask that fits the stored pixels alone is understood as such.
+        sizes = [stored[::-1], stored] if orientation in LYING else [stored]
+        mask, crowds = annotations.support_mask(self.image, self.class_name, sizes)
+        if crowds:
+            tqdm.write(
+                f"left out: {crowds} crowd(s) of '{self.class_name}' on {self.image}, where "
+                f"{annotations.path} has single objects too",
+                file=sys.stderr,
+            )
+        return mask
 
     def files(self) -> list[Path]:
         """The files that it is read from."""
@@ -68,35 +85,6 @@ class Support:
             return [self.image]
         path, sep, label = self.mask.rpartition("#")
         return [self.image, Path(path if sep and label.isdigit() else self.mask)]
-
-
-def coco_polygons(path: Path, file_name: str, class_name: str) -> list[list[float]]:
-    """All non-crowd polygons of category ``class_name`` on picture ``file_name`` in a COCO JSON."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        images = [i["id"] for i in content["images"] if Path(i["file_name"]).name == file_name]
-        categories = {c["name"]: c["id"] for c in content["categories"]}
-        polygons = [
-            polygon
-            for annotation in content["annotations"]
-            if annotation["image_id"] in images[:1]
-            and annotation["category_id"] == categories.get(class_name)
-            and not annotation.get("iscrowd", 0)
-            for polygon in annotation["segmentation"]
-        ]
-    except OSError as error:
-        raise FewShotError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FewShotError(
-            f"{path} is not a COCO annotation file (images, categories, annotations)"
-        ) from error
-    if not images:
-        raise FewShotError(f"{path} lists no picture called {file_name}")
-    if class_name not in categories:
-        raise FewShotError(f"{path} has no category '{class_name}'")
-    if not polygons:
-        raise FewShotError(f"{path} has no '{class_name}' on {file_name}")
-    return polygons
 
 
 def support_folder(folder: Path) -> list[Support]:

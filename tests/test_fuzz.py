@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model import build_model
-from predict import coco_polygons
 from tests.training_case import make_data
 from util.checkpoint import load_weights, trained_shot
 from util.config import Config, load_config
+from util.data.coco import CocoFile
 from util.errors import FewShotError
 from util.export import export
 from util.list_files import find_pairs
@@ -250,4 +250,6 @@ def test_any_annotation_file_is_read_or_refused(tmp_path, annotation, whole):
                         annotation],
     }  # fmt: skip
     path = written(tmp_path / "a.json", json.dumps(near if whole is None else whole))
-    reads_or_is_refused(lambda: coco_polygons(path, "a.jpg", "cup"), "a.json")
+    reads_or_is_refused(
+        lambda: CocoFile(path).support_mask(Path("a.jpg"), "cup", [(8, 8)]), "a.json"
+    )

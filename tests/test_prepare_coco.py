@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as rle
 
 from tests import prepare_trees as trees
 from tests.prepare_trees import HEIGHT, WIDTH, box
@@ -61,9 +62,9 @@ def test_benchmark_draws_the_first_polygon_only_and_later_objects_on_top():
 def test_full_draws_every_polygon_and_keeps_crowds_below():
     crowd = np.zeros((HEIGHT, WIDTH), bool)
     crowd[0:20, 0:20] = True
-    rle = {"counts": trees.runs(crowd), "size": [HEIGHT, WIDTH]}
+    code = {"counts": trees.runs(crowd), "size": [HEIGHT, WIDTH]}
     mask = coco.draw(
-        picture((1, [box(2, 3, 20, 10), box(40, 20, 9, 9)], False), (2, rle, True)), "full"
+        picture((1, [box(2, 3, 20, 10), box(40, 20, 9, 9)], False), (2, code, True)), "full"
     )
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)
     expected[0:20, 0:20] = 2
@@ -73,7 +74,7 @@ def test_full_draws_every_polygon_and_keeps_crowds_below():
 
 
 def test_full_reads_compressed_runs_and_skips_what_encloses_nothing():
-    whole = coco.rle.encode(np.asfortranarray(trees.blob(1) == 1, np.uint8))
+    whole = rle.encode(np.asfortranarray(trees.blob(1) == 1, np.uint8))
     text = {"size": whole["size"], "counts": whole["counts"].decode()}
     mask = coco.draw(picture((7, text, False), (9, [[1, 1, 5, 5]], False), (9, [], False)), "full")
     np.testing.assert_array_equal(mask, 7 * (trees.blob(1) == 1))
@@ -216,9 +217,53 @@ def test_a_picture_of_another_size_is_named(tree, tmp_path):
         prepare("--root", tree, "--lists", tmp_path / "lists")
 
 
+@pytest.mark.parametrize("rule", coco.MASK_RULES)
+def test_a_sound_run_length_code_is_drawn_and_one_of_another_size_refused(tree, tmp_path, rule):
+    path = tree / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    code = {"size": [HEIGHT, WIDTH], "counts": [100, 50, HEIGHT * WIDTH - 150]}
+    content["annotations"][0]["segmentation"] = code
+    path.write_text(json.dumps(content))
+    prepare("--root", tree, "--lists", tmp_path / "lists", "--masks", rule)
+    assert (read(tree / "annotations/val2014/COCO_val2014_000000000007.png") > 0).sum() == 50
+    code["size"].reverse()  # the usual slip
+    path.write_text(json.dumps(content))
+    with pytest.raises(FewShotError, match=r"000007\.jpg: .*\(id 1000: .*\[60, 40\]"):
+        prepare("--root", tree, "--lists", tmp_path / "lists", "--masks", rule)
+
+
+def test_objects_without_an_outline_are_counted(tree, tmp_path, capsys):
+    path = tree / "annotations" / "instances_val2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"].append({**content["annotations"][0], "segmentation": []})
+    path.write_text(json.dumps(content))
+    prepare("--root", tree, "--lists", tmp_path / "lists")
+    report = " ".join(capsys.readouterr().out.split())
+    assert "val objects without an outline, left out 1 " in report and "train obj" not in report
+
+
+def instances_with(change, **annotation):
+    """An instances JSON of two pictures, changed."""
+    shown = {"category_id": 1, "segmentation": [box(2, 3, 20, 10)], **annotation}
+    content = trees.instances("train", {"1": [shown], "2": [shown]})
+    change(content)
+    return json.dumps(content)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (instances_with(lambda c: c["images"][1].update(file_name="COCO_train2014_1.png")),
+         r"COCO_train2014_1\.jpg and COCO_train2014_1\.png: they share a mask"),
+        (instances_with(lambda c: c["images"][1].update(id=100)), "two pictures with the id 100"),
+        (instances_with(lambda c: c["categories"][1].update(id=2)), "two categories with the id 2"),
+        (instances_with(lambda c: c["images"][1].pop("width")), "the width None"),
+        (instances_with(lambda c: [c["images"][1].pop(side) for side in ("width", "height")]),
+         "no width and height"),
+        (instances_with(lambda c: c["annotations"][1].update(category_id=7)),
+         "annotation 1001 .*no category that the file lists"),
+        (instances_with(lambda c: None, segmentation=[], bbox=[2, 3, 20, 10]), "boxes alone"),
+        (instances_with(lambda c: None, segmentation=[box(0.1, 0.2, 0.5, 0.5)]), "fractions"),
         ("{", "cannot be read as JSON"),
         ("[]", "not a COCO instances file"),
         (json.dumps(trees.instances("train", {"1": [{"category_id": 1}]})), "segmentation"),
@@ -230,7 +275,7 @@ def test_a_picture_of_another_size_is_named(tree, tmp_path):
             "leaves the picture folder",
         ),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_json_is_refused_by_name(tmp_path, content, message):
     path = tmp_path / "instances_train2014.json"
     path.write_text(content)

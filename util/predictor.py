@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from util.checkpoint import read_checkpoint
 from util.config import Config, config_from_dict, load_config
 from util.data.masks import binary_mask
 from util.data.reading import fit_pair, read_image, read_mask
+from util.data.shapes import box_mask, polygon_mask
 from util.errors import FewShotError
 from util.evaluate import AMP, load_model, weight_file
 from util.transform import (
@@ -36,7 +36,6 @@ from util.transform import (
 
 Picture = np.ndarray | str | Path
 MAX_CLASSES = 254  # 0 is background and 255 means ignored
-_FAR = 1e6  # no coordinate of a picture; OpenCV's whole numbers would overflow far beyond
 
 
 class Prediction(NamedTuple):
@@ -54,38 +53,6 @@ class Prediction(NamedTuple):
     classes: tuple[str, ...]
     priors: dict[str, np.ndarray]
     correlations: dict[str, list[np.ndarray]]
-
-
-def box_mask(size: tuple[int, int], box: Sequence[float]) -> np.ndarray:
-    """uint8 [H, W] with 1 inside ``box`` = (x0, y0, x1, y1) in pixels, x1 and y1 exclusive."""
-    height, width = size
-    if not all(math.isfinite(value) for value in box):
-        raise FewShotError(f"box {','.join(map(str, box))} holds a value that is no number")
-    x0, y0, x1, y1 = (round(float(value)) for value in box)
-    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise FewShotError(
-            f"box {x0},{y0},{x1},{y1} is empty or leaves the picture of {width}×{height} pixels"
-        )
-    mask = np.zeros(size, np.uint8)
-    mask[y0:y1, x0:x1] = 1
-    return mask
-
-
-def polygon_mask(size: tuple[int, int], polygons: Sequence[Sequence[float]]) -> np.ndarray:
-    """uint8 [H, W] with 1 inside any of the COCO-style polygons ``[x1, y1, x2, y2, ...]``."""
-    mask = np.zeros(size, np.uint8)
-    for polygon in polygons:
-        try:
-            points = np.asarray(polygon, np.float64)
-        except (ValueError, TypeError):
-            points = np.empty(0)
-        usable = points.ndim == 1 and points.size >= 6 and points.size % 2 == 0
-        if not (usable and (np.abs(points) < _FAR).all()):
-            raise FewShotError(
-                "a polygon is a flat list x1, y1, x2, y2, ... of three or more points"
-            )
-        cv2.fillPoly(mask, [np.rint(points.reshape(-1, 2)).astype(np.int32)], 1)
-    return mask
 
 
 def strongest(odds: Tensor) -> Tensor:

@@ -6,17 +6,16 @@ lose every polygon of an object but the first; ``full`` draws the objects whole.
 
 from __future__ import annotations
 
-import json
 from array import array
-from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from pycocotools import mask as rle
 
+from util.data.coco import CocoFile, Key, without_specks
+from util.data.shapes import filled, outlines, run_length_mask
 from util.errors import FewShotError
 from util.prepare.archives import Download, Source, locate
 from util.prepare.steps import (
@@ -64,11 +63,12 @@ ANNOTATIONS = Source(
 
 
 class Annotation(NamedTuple):
-    """One object: class index 1..80, COCO ``segmentation`` (polygons or RLE), crowd or not."""
+    """One object: class index 1..80, COCO ``segmentation`` (polygons or RLE), crowd or not, id."""
 
     label: int
     shape: Any
     crowd: bool
+    id: Any = None
 
 
 class Picture(NamedTuple):
@@ -122,59 +122,66 @@ def prepare(
         ]
         write_list(lists / f"{split}.txt", pairs)
         rows.append(Row(f"{split} pairs", len(pairs), known))
+        bare = sum(not without_specks(each.shape) for p in pictures for each in p.objects)
+        if bare:
+            rows.append(Row(f"{split} objects without an outline, left out", bare))
     first, second = categories.values()
     if first != second:
         raise FewShotError(" and ".join(map(str, categories)) + " do not have the same categories")
     return Prepared(out, [*rows, Row("classes", len(first), 80)])
 
 
-def read_instances(path: Path) -> tuple[list[Picture], list[tuple[int, str]]]:
+def read_instances(path: Path) -> tuple[list[Picture], list[tuple[Key, str]]]:
     """Read an instances JSON: the pictures with a non-crowd object, sorted by name, and the
     (id, name) of its categories.
 
     Classes are numbered 1..80 in the order of the category ids, whatever gaps those have.
 
     Raises:
-        FewShotError: not a readable instances JSON.
+        FewShotError: not a readable instances JSON, or two pictures would share a mask.
     """
-    try:
-        content = json.loads(path.read_bytes(), object_hook=_compact)
-    except (OSError, ValueError, TypeError) as error:
-        raise FewShotError(f"{path} cannot be read as JSON ({error})") from error
-    try:
-        categories = sorted((c["id"], c["name"]) for c in content["categories"])
-        labels = {number: label for label, (number, _) in enumerate(categories, start=1)}
-        objects = defaultdict(list)
-        for a in content["annotations"]:
-            crowd = bool(a.get("iscrowd", 0))
-            found = Annotation(labels[a["category_id"]], a["segmentation"], crowd)
-            objects[a["image_id"]].append(found)
-        pictures = [
-            Picture(i["file_name"], i["height"], i["width"], objects[i["id"]])
-            for i in content["images"]
-            if any(not found.crowd for found in objects[i["id"]])
+    content = CocoFile(path)
+    categories = sorted(content.categories.items(), key=lambda item: (str(type(item[0])), item))
+    labels = {key: label for label, (key, _) in enumerate(categories, start=1)}
+    pictures: dict[str, Picture] = {}
+    for listed in content.pictures:
+        objects = [
+            Annotation(labels.get(found.category, 0), found.shape, found.crowd, found.id)
+            for found in content.objects[listed.id]
         ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FewShotError(
-            f"{path} is not a COCO instances file (captions or keypoints, perhaps?): "
-            f"{type(error).__name__} {error}"
-        ) from error
-    for picture in pictures:
-        if Path(picture.name).name != picture.name:
-            raise FewShotError(f"{path}: the file name {picture.name!r} leaves the picture folder")
-    if not pictures:
-        raise FewShotError(f"{path} annotates no picture")
+        if all(found.crowd for found in objects):
+            continue
+        for found in objects:
+            if not found.label or found.shape is None:
+                lacks = "segmentation" if found.label else "category that the file lists"
+                raise FewShotError(
+                    f"{path} is not a COCO instances file (captions or keypoints, perhaps?): "
+                    f"annotation {found.id!s:.40} on {listed.name} has no {lacks}"
+                )
+        if Path(listed.name).name != listed.name:
+            raise FewShotError(f"{path}: the file name {listed.name!r} leaves the picture folder")
+        if listed.frame is None:
+            raise FewShotError(f"{path}: {listed.name} has no width and height")
+        picture = Picture(listed.name, *listed.frame, objects)
+        other = pictures.setdefault(Path(listed.name).stem, picture)
+        if other is not picture:
+            raise FewShotError(f"{path} lists {other.name} and {picture.name}: they share a mask")
+    if not any(_encloses(found.shape) for each in pictures.values() for found in each.objects):
+        boxes = " by outlines in pixels, but by boxes alone or in fractions" if pictures else ""
+        raise FewShotError(f"{path} annotates no picture{boxes}")
     if len(categories) > 254:
         raise FewShotError(f"{path} has {len(categories)} categories; a mask holds at most 254")
-    return sorted(pictures, key=lambda picture: picture.name), categories
+    return sorted(pictures.values(), key=lambda picture: picture.name), categories
 
 
-def _compact(found: dict[str, Any]) -> dict[str, Any]:
-    """Polygons as arrays while the file is parsed: the official file takes a quarter of the
-    memory that lists of Python numbers would."""
-    if isinstance(found.get("segmentation"), list):
-        found["segmentation"] = [array("d", polygon) for polygon in found["segmentation"]]
-    return found
+def _encloses(shape: Any) -> bool:
+    """Whether a ``segmentation`` shows more than a box, or a polygon in fractions of the picture,
+    would leave of it: the corner pixel at most."""
+    outline = without_specks(shape)
+    return bool(outline) and not (
+        isinstance(outline, list)
+        and all(isinstance(polygon, array) and max(polygon) < 1.5 for polygon in outline)
+    )
 
 
 def draw(picture: Picture, rule: str) -> np.ndarray:
@@ -183,43 +190,38 @@ def draw(picture: Picture, rule: str) -> np.ndarray:
     ``benchmark``: of each non-crowd object the first polygon, its coordinates cut to integers.
     ``full``: every polygon and RLE; crowds are drawn first, so that they never hide an object
     that was annotated on its own.
+
+    Raises:
+        FewShotError: an annotation cannot be drawn, by its id.
     """
     mask = np.zeros((picture.height, picture.width), np.uint8)
+    objects = picture.objects
     if rule == "full":
-        for found in sorted(picture.objects, key=lambda found: not found.crowd):
-            mask[_whole_object(found.shape, *mask.shape)] = found.label
-        return mask
-    for found in picture.objects:
-        if found.crowd:
+        objects = sorted(objects, key=lambda found: not found.crowd)
+    for found in objects:
+        if found.crowd and rule != "full":
             continue
-        if isinstance(found.shape, dict):  # not in the official files; it has no polygon to cut
-            mask[_whole_object(found.shape, *mask.shape)] = found.label
-        elif found.shape:
-            points = np.asarray(found.shape[0]).reshape(-1, 2).astype(np.int32)
-            cv2.fillPoly(mask, [points], found.label)
+        try:
+            _draw_object(mask, found, rule)
+        except FewShotError as error:
+            raise FewShotError(
+                f"{picture.name}: its annotation cannot be drawn (id {found.id!s:.40}: {error})"
+            ) from error
     return mask
 
 
-def _whole_object(shape: Any, height: int, width: int) -> np.ndarray:
-    """A COCO ``segmentation`` as bool [H, W]."""
-    if isinstance(shape, list):
-        # Fewer than three points enclose nothing, and four numbers would be taken for a box.
-        polygons = [list(polygon) for polygon in shape if len(polygon) >= 6]
-        if not polygons:
-            return np.zeros((height, width), bool)
-        coded = rle.merge(rle.frPyObjects(polygons, height, width))
-    elif isinstance(shape["counts"], list):
-        coded = rle.frPyObjects(shape, height, width)
-    else:
-        coded = shape
-    return rle.decode(coded).astype(bool)
+def _draw_object(mask: np.ndarray, found: Annotation, rule: str) -> None:
+    if isinstance(found.shape, dict):  # crowds; in the official files nothing else
+        mask[run_length_mask(found.shape, mask.shape) == 1] = found.label
+    elif rule == "benchmark" and found.shape:
+        points = outlines(found.shape[:1], mask.shape, least=1)
+        cv2.fillPoly(mask, [points[0].astype(np.int32)], found.label)
+    elif polygons := without_specks(found.shape):
+        mask[filled(mask.shape, outlines(polygons, mask.shape)) == 1] = found.label
 
 
 def _make_mask(picture: Picture, images: Path, masks: Path, rule: str) -> None:
-    try:
-        mask = draw(picture, rule)
-    except (ValueError, TypeError, KeyError, cv2.error) as error:
-        raise FewShotError(f"{picture.name}: its annotation cannot be drawn ({error})") from error
+    mask = draw(picture, rule)
     write_mask(_mask_path(masks, picture), upright(mask, images / picture.name))
 
 

@@ -1,0 +1,258 @@
+"""COCO annotation files: what they list, and the objects of a class as a mask.
+
+A file says of each picture how large it was when it was annotated (``width``, ``height``): its
+frame. A picture that was made smaller or larger since has its annotations scaled; one of another
+shape is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from util.data.shapes import Size, numbers, pixels, polygon_mask, run_length_mask
+from util.errors import FewShotError
+
+Key = int | str
+MOST_PIXELS = 2**29  # of a picture: pycocotools counts with 32 bits
+
+
+class Annotation(NamedTuple):
+    """One object: its id (for messages), category, the file's ``segmentation`` and ``bbox`` (None
+    where absent), and whether it is a crowd."""
+
+    id: Any
+    category: Key
+    shape: Any
+    box: Any = None
+    crowd: bool = False
+
+    def draw(self, frame: Size, size: Size) -> np.ndarray:
+        """The object, annotated on a picture of size ``frame``, as uint8 {0, 1} of ``size``.
+
+        Raises:
+            FewShotError: it cannot be drawn; the message leaves the file and the picture out.
+        """
+        outline = without_specks(self.shape)
+        if not isinstance(outline, dict):
+            return polygon_mask(size, outline or [_corners(self.box)], frame)
+        mask = run_length_mask(outline, frame)
+        if frame != size:
+            mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return mask
+
+
+def without_specks(shape: Any) -> Any:
+    """A ``segmentation`` without polygons that enclose nothing; false where none is left."""
+    if not isinstance(shape, list):
+        return shape
+    return [p for p in shape if not (isinstance(p, list | array) and len(p) in (0, 2, 4))]
+
+
+class Listed(NamedTuple):
+    """One picture: its id, its file name as written, its frame (H, W) or None where not said."""
+
+    id: Key
+    name: str
+    frame: Size | None
+
+
+class CocoFile:
+    """A COCO instances file, read whole and its parts checked.
+
+    Attributes:
+        pictures: in file order.
+        categories: id -> name.
+        objects: id of a picture -> its annotations in file order.
+
+    Raises:
+        FewShotError: it cannot be read, or is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Bytes: UTF-8 with or without a byte order mark and UTF-16 are told apart by it.
+            content = json.loads(path.read_bytes(), object_hook=_compact)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise FewShotError(f"{path} cannot be read as JSON ({reason})") from error
+        pictures: dict[Key, Listed] = {}
+        for item in self._items(content, "images", "id", "file_name"):
+            found = Listed(self._key(item["id"]), str(item["file_name"]), self._frame(item))
+            if pictures.setdefault(found.id, found) != found:
+                raise FewShotError(f"{path} lists two pictures with the id {found.id}")
+        self.pictures = list(pictures.values())
+        self.categories: dict[Key, str] = {}
+        for item in self._items(content, "categories", "id", "name"):
+            key, name = self._key(item["id"]), str(item["name"])
+            if self.categories.setdefault(key, name) != name:
+                raise FewShotError(f"{path} lists two categories with the id {key}")
+        self.objects: dict[Key, list[Annotation]] = defaultdict(list)
+        for item in self._items(content, "annotations", "image_id", "category_id"):
+            found = Annotation(
+                id=item.get("id", "without id"),
+                category=self._key(item["category_id"]),
+                shape=item.get("segmentation"),
+                box=item.get("bbox"),
+                crowd=item.get("iscrowd") not in (None, 0, "0"),
+            )
+            self.objects[self._key(item["image_id"])].append(found)
+
+    def support_mask(
+        self, image: Path, class_name: str, sizes: Sequence[Size]
+    ) -> tuple[np.ndarray, int]:
+        """Every object of a class on one picture.
+
+        Crowds are left out where objects are annotated one by one; where there are only crowds
+        (so some programs mark what was painted with a brush) they are the objects.
+
+        Args:
+            image: the picture; where several of its name are listed, its folders decide.
+            class_name: name of one category.
+            sizes: the sizes (H, W) that the picture may have had when it was annotated: as it is
+                shown, and as it is stored where that differs.
+        Returns:
+            uint8 {0, 1} of one of the ``sizes``, and the number of crowds left out.
+        Raises:
+            FewShotError: no such picture, category or object, or one that cannot be drawn.
+        """
+        listed = self._find(image)
+        keys = [key for key, name in self.categories.items() if name == class_name]
+        if len(keys) != 1:
+            names = ", ".join(sorted(set(self.categories.values()))) or "none"
+            many = "several categories" if keys else "no category"
+            raise FewShotError(f"{self.path} has {many} '{class_name}'; it has: {names:.300}")
+        objects = [found for found in self.objects[listed.id] if found.category == keys[0]]
+        if not objects:
+            raise FewShotError(f"{self.path} has no '{class_name}' on {listed.name}")
+        frame = listed.frame or sizes[0]
+        size = next((s for s in sizes if s == frame), None)
+        size = size or next((s for s in sizes if _alike(frame, s)), None)
+        if size is None:
+            raise FewShotError(
+                f"{self.path} says that {listed.name} has {pixels(frame)}, but it has "
+                f"{pixels(sizes[0])}: another shape, so that its annotations do not fit"
+            )
+        chosen = [found for found in objects if not found.crowd] or objects
+        mask = np.zeros(size, np.uint8)
+        for found in chosen:
+            try:
+                mask |= found.draw(frame, size)
+            except FewShotError as error:
+                raise FewShotError(
+                    f"{self.path}: annotation {found.id!s:.40} on {listed.name}: {error}"
+                ) from error
+        return mask, len(objects) - len(chosen)
+
+    def _find(self, image: Path) -> Listed:
+        """The entry of a picture: the one that shares most folders with it, from the name on."""
+        wanted = _folders(os.path.abspath(image))
+        shared: dict[int, list[Listed]] = defaultdict(list)
+        for listed in self.pictures:
+            ends = zip(reversed(_folders(listed.name)), reversed(wanted), strict=False)
+            same = [ours == theirs for ours, theirs in ends]
+            shared[(same + [False]).index(False)].append(listed)
+        most = max(shared, default=0)
+        if not most:
+            raise FewShotError(f"{self.path} lists no picture called {image.name}")
+        found = shared[most]
+        whole = [listed for listed in found if len(_folders(listed.name)) == most]
+        if len(whole or found) > 1:
+            names = ", ".join(f"{each.name} (id {each.id})" for each in found)
+            raise FewShotError(f"{self.path}: several pictures could be {image}: {names:.300}")
+        if whole:
+            return whole[0]
+        # Other folders than those of the picture: it was moved, or is another one of that name.
+        path = "/".join(_folders(found[0].name))
+        for folder in (self.path.parent, *Path(os.path.abspath(image)).parents):
+            other = folder / path
+            if os.path.isfile(other) and not (image.exists() and other.samefile(image)):
+                raise FewShotError(f"{self.path} lists {found[0].name}, but not {image}")
+        return found[0]
+
+    def _items(self, content: Any, part: str, *needed: str) -> list[dict[str, Any]]:
+        """The list ``part`` of the file, each item an object that has the ``needed`` keys."""
+        items = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(items, list):
+            raise FewShotError(f"{self.path} is not a COCO instances file: no list of {part}")
+        for place, item in enumerate(items):
+            for key in needed:
+                if not isinstance(item, dict) or item.get(key) is None:
+                    raise FewShotError(
+                        f"{self.path} is not a COCO instances file: item {place} of its {part} "
+                        f"has no {key}"
+                    )
+        return items
+
+    def _key(self, number: Any) -> Key:
+        """An id to compare with: the same one may be written 7, 7.0 or "7"."""
+        if isinstance(number, float) and number.is_integer():
+            return int(number)
+        if isinstance(number, str):
+            short = number.isascii() and number.isdecimal() and len(number) < 20
+            return int(number) if short else number
+        if type(number) is not int:
+            raise FewShotError(f"{self.path} is not a COCO instances file: id {number!r:.40}")
+        return number
+
+    def _frame(self, item: dict[str, Any]) -> Size | None:
+        sides = [item.get("height"), item.get("width")]
+        if sides == [None, None]:
+            return None
+        try:
+            height, width = map(float, sides)
+        except (TypeError, ValueError, OverflowError):
+            height = width = 0.0
+        if not (height.is_integer() and width.is_integer() and 0 < height and 0 < width) or (
+            height * width > MOST_PIXELS
+        ):
+            raise FewShotError(
+                f"{self.path}: {item['file_name']!s:.200} has the width {sides[1]!r:.40} and the "
+                f"height {sides[0]!r:.40}"
+            )
+        return int(height), int(width)
+
+
+def _folders(name: str) -> list[str]:
+    """Folders and name of a path, whatever system wrote it."""
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    return [part for part in parts if part not in ("", ".", "..")]
+
+
+def _alike(frame: Size, size: Size) -> bool:
+    """Whether one is the other made smaller, up to the rounding of each side to whole pixels."""
+    off = abs(frame[0] * size[1] - frame[1] * size[0])
+    return off <= max(sum(frame), sum(size))
+
+
+def _corners(box: Any) -> list[float]:
+    """The corners of a COCO box x, y, width, height as a polygon."""
+    values = numbers(box)
+    if values is None or values.shape != (4,) or not (values[2:] > 0).all():
+        raise FewShotError(
+            "it has no polygon, no run-length code (RLE) and no box x, y, width, height"
+        )
+    x, y, width, height = values.tolist()
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def _compact(found: dict[str, Any]) -> dict[str, Any]:
+    """Polygons as arrays while the file is parsed: the official file takes a quarter of the
+    memory that lists of Python numbers would."""
+    shape = found.get("segmentation")
+    if isinstance(shape, list):
+        try:
+            found["segmentation"] = [array("d", polygon) for polygon in shape]
+        except (TypeError, OverflowError):
+            pass  # odd polygons are refused where they are drawn, by name
+    return found
