@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,12 +15,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
 from model import build_model
 from tests.equality import same_labels
 from tests.own_pictures import CONFIG, ROOT, disc, small_config, untrained, with_orientation, write
 from tests.training_case import environment
 from util.config import load_config
+from util.data.held import object_in, pixels_of, source_of
 from util.errors import FewShotError
 from util.evaluate import Evaluator
 from util.lists import build_index
@@ -301,6 +305,149 @@ def test_a_picture_from_a_phone(tmp_path):
     seconds, gigabytes = map(float, done.stdout.split())
     # Processor time of one thread: the clock would measure what else the machine does.
     assert seconds < 10 and gigabytes < 3
+
+
+def holders(image: np.ndarray, path: Path) -> dict[str, object]:
+    """One picture in every way in which people hold pictures."""
+    write(path, image)
+    return {
+        "text": str(path),
+        "bytes": bytes(path),
+        "path": path,
+        "Pillow": Image.fromarray(image),
+        "Pillow, transparent": Image.fromarray(image).convert("RGBA"),
+        "array": image,
+        "array of BGR, turned": image[..., ::-1].copy()[..., ::-1],
+        "array with alpha": np.dstack([image, image[..., 0]]),
+        "tensor, channels first": torch.from_numpy(image).permute(2, 0, 1),
+        "tensor, channels last": torch.from_numpy(image),
+    }
+
+
+def mask_holders(mask: np.ndarray, path: Path) -> dict[str, object]:
+    write(path, mask * 255)
+    return {
+        "bytes": bytes(path),
+        "path": path,
+        "Pillow": Image.fromarray(mask * 255),
+        "Pillow, 1 bit": Image.fromarray(mask * 255).convert("1"),
+        "bool": mask == 1,
+        "int64": mask.astype(np.int64) * 255,
+        "lists": mask.tolist(),
+        "tensor": torch.from_numpy(mask),
+        "bool tensor": torch.from_numpy(mask) == 1,
+    }
+
+
+def test_pictures_and_masks_as_people_hold_them(tmp_path):
+    image, mask = disc((20, 30), 0)
+    picture_file, mask_file = tmp_path / "a.png", tmp_path / "m.png"
+    for name, held in holders(image, picture_file).items():
+        pixels = pixels_of(source_of(held, "a picture"))
+        assert (pixels == image).all() and pixels.flags.c_contiguous, name
+    for name, held in mask_holders(mask, mask_file).items():
+        assert (object_in(source_of(held, "the mask"), None, "the mask") == mask).all(), name
+    grey = image[..., 0]
+    for held in (grey, grey[..., None], torch.from_numpy(grey)[None], Image.fromarray(grey)):
+        pixels = pixels_of(source_of(held, "a picture"))
+        assert (pixels == grey[..., None]).all() and pixels.shape == image.shape
+    # A Pillow image is turned as the file that it was read from, and stays as it was.
+    lying = write(tmp_path / "phone.jpg", image)
+    with_orientation(lying, 6)
+    with Image.open(lying) as opened:
+        assert (pixels_of(opened) == pixels_of(lying)).all() and opened.size == (30, 20)
+    labels = Image.fromarray(mask * 3)
+    for label in (3, np.int64(3), np.uint8(3), torch.tensor(3)):
+        assert (object_in(labels, operator.index(label), "the mask") == mask).all()
+
+
+def test_the_predictor_takes_them_all(predictor, tmp_path):
+    image, mask = disc((40, 50), 0)
+    predictor.add_support(Image.fromarray(image), Image.fromarray(mask), np.str_("a"))
+    predictor.add_support(bytes(write(tmp_path / "a.png", image)), torch.from_numpy(mask), "a")
+    predictor.add_support(image, mask * 3, "a", label=np.int16(3))
+    for box in ([5, 6, 30, 31], np.array([5, 6, 30, 31]), torch.tensor([5.0, 6, 30, 31])):
+        predictor.add_support(image, class_name="a", box=box)
+    for polygons in ([[5, 6, 30, 6, 30, 31]], np.array([[5, 6, 30, 6, 30, 31.0]])):
+        predictor.add_support(image, class_name="a", polygons=polygons)
+    assert predictor.shots == {"a": 8}
+    results = [predictor.predict(held).probabilities for held in (image, Image.fromarray(image))]
+    assert (results[0] == results[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"image": None}, "a picture is a path, a Pillow image, an array .* not NoneType"),
+        ({"image": {"a": 1}}, "not dict"),
+        ({"image": 3}, "a picture is RGB uint8"),
+        ({"image": b"\x89PNG\r\n\x1a\n\0\0"}, "not the bytes of a file"),
+        ({"image": [[1, 2], [3]]}, "a picture cannot be made an array"),
+        ({"image": np.zeros((40, 50, 3), bool)}, "a picture is RGB uint8 .* not bool"),
+        ({"image": np.zeros((40, 50, 3), np.float32)}, "0..255, not float32"),
+        ({"image": torch.zeros(3, 40, 50)}, "0..255, not float32"),
+        ({"image": torch.zeros(3, 40, 3, dtype=torch.uint8)}, "first or its last"),
+        ({"image": np.zeros((3, 40, 50), np.uint8)}, r"uint8 \(3, 40, 50\)"),
+        ({"image": np.zeros((0, 50, 3), np.uint8)}, "no pixels"),
+        ({"image": Image.new("F", (50, 40))}, "Pillow image: .* more than 8 bits"),
+        ({"mask": 1.5}, "must hold whole numbers"),
+        ({"mask": np.zeros((40, 50))}, "must hold whole numbers"),
+        ({"mask": object()}, "the mask of a support of class 'object' is a path.* not object"),
+        ({"mask": [[1, 2], [3]]}, "the mask .* cannot be made an array"),
+        ({"mask": Image.new("RGB", (50, 40))}, "the mask .* has no object pixel"),
+        ({"mask": Image.new("L", (40, 50), 255)}, "is 50x40 pixels, but the mask .* 40x50"),
+        ({"label": "3"}, "label is a whole number, not '3'"),
+        ({"label": 3.0}, "label is a whole number, not 3.0"),
+        ({"label": [3]}, "label is a whole number"),
+        ({"label": 10**30}, "no object pixel"),
+        ({"box": (1, 2, 3, 4)}, "exactly one of"),
+        ({"mask": None}, "exactly one of"),
+        ({"mask": None, "box": (1, 2, 3, 4), "label": 3}, "there is no mask"),
+        ({"mask": None, "box": (1, 2, 3)}, r"four numbers .* not \(1, 2, 3\)"),
+        ({"mask": None, "box": ("a", 1, 2, 3)}, "four numbers"),
+        ({"mask": None, "box": "1,2,3,4"}, "four numbers"),
+        ({"mask": None, "box": 5}, "four numbers"),
+        ({"mask": None, "box": ([1], [2], [3], [4])}, "four numbers"),
+        ({"mask": None, "box": (0.1, 0.2, 0.6, 0.7)}, "its corners are 5,8,30,28"),
+        ({"mask": None, "box": (1, 2, float("inf"), 4)}, "no number"),
+        ({"mask": None, "polygons": [1, 2, 3, 4, 5, 6]}, "flat list"),
+        ({"mask": None, "polygons": "abc"}, "flat list"),
+        ({"mask": None, "polygons": 7}, "no polygon"),
+        ({"mask": None, "polygons": []}, "no polygon"),
+        ({"mask": None, "polygons": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}, "multiply fractions"),
+        ({"mask": None, "polygons": [[1, 1, 99, 1, 99, 30]]}, "outside the picture of 50×40"),
+        ({"class_name": 3}, "a class name is text"),
+        ({"class_name": None}, "a class name is text"),
+        ({"class_name": " "}, "a class name is text"),
+    ],
+)  # fmt: skip
+def test_another_type_is_one_sentence(predictor, arguments, words):
+    image, mask = disc((40, 50), 0)
+    with pytest.raises(FewShotError, match=words):
+        predictor.add_support(**{"image": image, "mask": mask, **arguments})
+    assert predictor.classes == ()
+
+
+def test_the_other_arguments_are_looked_at_too(predictor, model, cfg):
+    for arguments, words in (
+        (("config.yaml",), "cfg is what load_config returns, not str"),
+        ((cfg, 3), "weight is the path of a checkpoint, not int"),
+    ):
+        with pytest.raises(FewShotError, match=words):
+            FewShotPredictor.from_config(*arguments)
+    for arguments, words in (
+        (("best.pth", cfg), "model is what build_model returns, not str"),
+        ((model, {"arch": "HDMNet"}), "cfg is what load_config returns, not dict"),
+        ((model, cfg, [1]), "device"),
+        ((model, cfg, "cpu", ["final"]), "'final' or 'meta'"),
+    ):
+        with pytest.raises(FewShotError, match=words):
+            FewShotPredictor(*arguments)
+    with pytest.raises(FewShotError, match="no class"):
+        predictor.remove_class(["a"])
+    predictor.add_support(*disc((40, 50), 0))
+    with pytest.raises(FewShotError, match="a picture is a path"):
+        predictor.predict(None)
 
 
 def test_mistakes_are_one_sentence(predictor, tmp_path):

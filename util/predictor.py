@@ -10,6 +10,8 @@ result.mask            uint8 [H, W], 0 = background, 1.. = predictor.classes in 
 from __future__ import annotations
 
 import math
+import operator
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,13 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from model.fewshot import FewShotModel, Output, join_shots
 from util.checkpoint import read_checkpoint
 from util.config import Config, config_from_dict, load_config
-from util.data.masks import binary_mask
-from util.data.reading import fit_pair, read_image, read_mask
+from util.data.held import object_in, pixels_of, source_of
+from util.data.masks import binary_mask as binary_mask  # for those who call it beforehand
+from util.data.reading import fit_pair
 from util.data.shapes import box_mask, polygon_mask
 from util.errors import FewShotError
 from util.evaluate import AMP, load_model, weight_file
@@ -34,7 +38,7 @@ from util.transform import (
     val_transform,
 )
 
-Picture = np.ndarray | str | Path
+Picture = np.ndarray | Tensor | Image.Image | str | bytes | os.PathLike
 MAX_CLASSES = 254  # 0 is background and 255 means ignored
 
 
@@ -97,6 +101,8 @@ class FewShotPredictor:
     ) -> None:
         if output not in ("final", "meta"):
             raise FewShotError(f"output is 'final' or 'meta', not '{output}'")
+        _expect(Config, cfg, "cfg is what load_config returns")
+        _expect(torch.nn.Module, model, "model is what build_model returns")
         if not isinstance(model, FewShotModel):
             raise FewShotError(f"{cfg.arch} is a base learner; prediction needs a few-shot model")
         try:
@@ -136,6 +142,8 @@ class FewShotPredictor:
         Raises:
             FewShotError: no such file, or it does not fit the configuration.
         """
+        _expect(Config, cfg, "cfg is what load_config returns")
+        _expect(str | Path | None, weight, "weight is the path of a checkpoint")
         return cls(load_model(cfg, weight_file(cfg, weight)), cfg, device, output)
 
     def add_support(
@@ -151,26 +159,36 @@ class FewShotPredictor:
         """Add one annotated picture of a class; it is encoded now and never again.
 
         Args:
-            image: RGB uint8 [H, W, 3], or the path of a picture (EXIF rotation is applied).
-            mask: [H, W], or the path of a mask; see :func:`binary_mask` for the values.
+            image: uint8 RGB, RGBA or grey [H, W, 3 | 4] or [H, W], a tensor of such or [3, H, W],
+                a Pillow image, or the path of a picture (EXIF rotation is applied).
+            mask: bool or whole numbers [H, W] (see :func:`binary_mask` for the values), a tensor
+                or Pillow image of such, or the path of a mask.
             class_name: the class; classes are numbered in the order of their first support.
-            label: which value of a labelled mask is the object.
+            label: which value of a labelled mask is the object, a whole number.
             box: instead of a mask, (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
             polygons: instead of a mask, COCO-style polygons, each ``[x1, y1, x2, y2, ...]``.
         Raises:
-            FewShotError: unreadable file, sizes that differ, no object, or an object too small to
-                be left at the network's input size.
+            FewShotError: another type than these, unreadable file, sizes that differ, no object,
+                or an object too small to be left at the network's input size.
         """
         if sum(given is not None for given in (mask, box, polygons)) != 1:
             raise FewShotError("a support needs exactly one of mask, box and polygons")
+        if not isinstance(class_name, str) or not class_name.strip():
+            raise FewShotError(f"a class name is text that is not empty, not {class_name!r:.40}")
         if len(self._supports) == MAX_CLASSES and class_name not in self._supports:
             raise FewShotError(f"more than {MAX_CLASSES} classes do not fit a mask of bytes")
-        named = isinstance(image, str | Path)
+        label = _label(label, mask)
+        image = source_of(image, "a picture")
+        named = isinstance(image, Path)
         what = f"support '{image}'" if named else f"a support of class '{class_name}'"
         if mask is not None:
-            pixels, annotation = _annotated(image, mask, label, what)
+            mask = source_of(mask, f"the mask of {what}")
+            name = f"mask '{mask}'" if isinstance(mask, Path) else f"the mask of {what}"
+            pixels, annotation = fit_pair(
+                partial(pixels_of, image), partial(object_in, mask, label, name), what, name
+            )
         else:
-            pixels = _picture(image)
+            pixels = pixels_of(image)
             size = pixels.shape[:2]
             annotation = polygon_mask(size, polygons) if box is None else box_mask(size, box)
         small = self._fit(pixels, annotation)
@@ -189,7 +207,7 @@ class FewShotPredictor:
 
     def remove_class(self, class_name: str) -> None:
         """Forget a class and its supports; the classes after it move up by one label."""
-        if class_name not in self._supports:
+        if class_name not in self.classes:
             raise FewShotError(f"no class '{class_name}'; there are: {', '.join(self.classes)}")
         del self._supports[class_name]
 
@@ -206,11 +224,11 @@ class FewShotPredictor:
         class alone would say background, and elsewhere the class that is surest.
 
         Args:
-            image: RGB uint8 [H, W, 3], or the path of a picture (EXIF rotation is applied).
+            image: as for :meth:`add_support`.
         """
         if not self._supports:
             raise FewShotError("no support yet: call add_support before predict")
-        pixels = _picture(image)
+        pixels = pixels_of(source_of(image, "a picture"))
         size = pixels.shape[:2]
         tensor = self._tensor(self._fit(pixels)[0])
         content = self._fit.content(*size)
@@ -258,36 +276,27 @@ def _device(name: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0][:160]
         raise FewShotError(f"device '{name}' cannot be used here ({reason})") from error
     return device
 
 
-def _annotated(
-    image: Picture, mask: Picture, label: int | None, what: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """A support picture and its mask {0, 1, 255}, of one size."""
-    name = f"mask '{mask}'" if isinstance(mask, str | Path) else f"the mask of {what}"
-
-    def annotation(orient: bool = True) -> np.ndarray:
-        if not isinstance(mask, str | Path):
-            return binary_mask(mask, label, name)
-        found = read_mask(mask, binary=label is None, label=label, orient=orient)
-        if not (found == 1).any():
-            chosen = "" if label is None else f" (label {label})"
-            raise FewShotError(f"{name} has no object pixel{chosen}")
-        return found
-
-    return fit_pair(partial(_picture, image), annotation, what, name)
+def _expect(kind: Any, value: Any, what: str) -> None:
+    if not isinstance(value, kind):
+        raise FewShotError(f"{what}, not {type(value).__name__}")
 
 
-def _picture(image: Picture, orient: bool = True) -> np.ndarray:
-    if isinstance(image, str | Path):
-        return read_image(image, orient)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise FewShotError(f"a picture is RGB uint8 [H, W, 3], not {image.dtype} {image.shape}")
-    return image
+def _label(label: Any, mask: Any) -> int | None:
+    """The value of a labelled mask that the caller asks for, checked."""
+    if label is None:
+        return None
+    if mask is None:
+        raise FewShotError("label says which value of a mask is the object; there is no mask")
+    try:
+        return operator.index(label)
+    except TypeError as error:
+        raise FewShotError(f"label is a whole number, not {label!r:.40}") from error
 
 
 def model_of(

@@ -10,7 +10,7 @@ import contextlib
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -56,14 +56,16 @@ def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if pixels is not None:
                 return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise FewShotError(f"{path}: the picture has more than 8 bits a channel")
-            image = ImageOps.exif_transpose(image) if orient else image
-            return np.array(image.convert("RGB"))
-    except _DECODE_ERRORS as error:
-        raise FewShotError(f"{path}: the picture cannot be read ({_reason(error)})") from error
+    with decoding(path, "picture"), Image.open(io.BytesIO(data)) as image:
+        return image_of(image, str(path), orient)
+
+
+def image_of(image: Image.Image, name: str, orient: bool = True) -> np.ndarray:
+    """The pixels of a Pillow image as :func:`read_image` gives them; ``name`` is for errors."""
+    if image.mode.startswith(("I", "F")):
+        raise FewShotError(f"{name}: the picture has more than 8 bits a channel")
+    image = ImageOps.exif_transpose(image) if orient else image
+    return np.array(image.convert("RGB"))
 
 
 def read_mask(
@@ -83,24 +85,33 @@ def read_mask(
         FewShotError: naming the file, which is unreadable or could mean several things.
     """
     data = _read_bytes(path, "mask")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise FewShotError(f"{path}: holds {image.n_frames} pictures; a mask is one")
-            lossy = image.format in _LOSSY or image.info.get("compression") == "jpeg"
-            coding = str(image.tile[:1])  # how a pixel is stored, which is forgotten with loading
-            if orient:
-                ImageOps.exif_transpose(image, in_place=True)
-            if binary:
-                return _object(image, coding, lossy, f"{path}: the mask")
-            labels = _class_ids(image, coding, lossy, path, label)
-            return labels if label is None else object_of_label(labels, label)
-    except _DECODE_ERRORS as error:
-        raise FewShotError(f"{path}: the mask cannot be read ({_reason(error)})") from error
+    with decoding(path, "mask"), Image.open(io.BytesIO(data)) as image:
+        return mask_of(image, str(path), binary, label, orient)
+
+
+def mask_of(
+    image: Image.Image,
+    name: str,
+    binary: bool = False,
+    label: int | None = None,
+    orient: bool = True,
+) -> np.ndarray:
+    """The mask that a Pillow image is, as :func:`read_mask` gives it; ``name`` is for errors."""
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise FewShotError(f"{name}: holds {image.n_frames} pictures; a mask is one")
+    lossy = image.format in _LOSSY or image.info.get("compression") == "jpeg"
+    # How a pixel is stored, which is forgotten with loading.
+    coding = str(getattr(image, "tile", [])[:1])
+    shown = ImageOps.exif_transpose(image) if orient else image
+    shown.format = image.format  # which a copy forgets
+    if binary:
+        return _object(shown, coding, lossy, f"{name}: the mask")
+    labels = _class_ids(shown, coding, lossy, name, label)
+    return labels if label is None else object_of_label(labels, label)
 
 
 def _class_ids(
-    image: Image.Image, coding: str, lossy: bool, path: str | Path, label: int | None
+    image: Image.Image, coding: str, lossy: bool, name: str, label: int | None
 ) -> np.ndarray:
     """The stored values of a labelled mask; what is no certain class id is refused."""
     mode, pixels = image.mode, None
@@ -116,10 +127,10 @@ def _class_ids(
         pixels = np.ascontiguousarray(np.array(image)[..., 0])
     if pixels is None:
         raise FewShotError(
-            f"{path}: a mask needs one 8-bit channel of class ids; this is a {mode} picture"
+            f"{name}: a mask needs one 8-bit channel of class ids; this is a {mode} picture"
         )
     if label is None and image.mode in ("P", "PA"):
-        check_order(pixels, _palette(image), f"{path}: the mask")
+        check_order(pixels, _palette(image), f"{name}: the mask")
     return pixels
 
 
@@ -183,6 +194,15 @@ def fit_pair(
         return fitting[0]
     sizes = [f"{x.shape[1]}x{x.shape[0]} pixels" for x in (pixels, labels)]
     raise FewShotError(f"{picture_name} is {sizes[0]}, but {mask_name} is {sizes[1]}")
+
+
+@contextlib.contextmanager
+def decoding(name: object, what: str) -> Iterator[None]:
+    """Turns what Pillow raises over a damaged file into a :class:`FewShotError`."""
+    try:
+        yield
+    except _DECODE_ERRORS as error:
+        raise FewShotError(f"{name}: the {what} cannot be read ({_reason(error)})") from error
 
 
 def _read_bytes(path: str | Path, what: str) -> bytes:
