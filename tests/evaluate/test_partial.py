@@ -174,7 +174,8 @@ def test_what_was_counted_before_a_mistake_is_kept(config, tmp_path, monkeypatch
 
 
 def test_a_full_disk_ends_no_evaluation_but_a_stop_says_so(config, tmp_path, capsys, monkeypatch):
-    evaluator, output = evaluator_of(config), tmp_path / "away" / "r.json"  # no such folder
+    evaluator, output = evaluator_of(config), tmp_path / "away" / "r.json"
+    (tmp_path / "away").write_text("a file where the folder should be")
     monkeypatch.setattr(partial, "SECONDS", 0)
     whole = found(evaluator.run(ColourModel(), (5, 6), 12, **OPTIONS))
     assert found(keeping(evaluator, output)) == whole

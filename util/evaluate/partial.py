@@ -18,8 +18,9 @@ from util.errors import FewShotError, Interrupted
 from util.evaluate.tally import Tally
 from util.evaluate.walk import Naive, Walk
 from util.lists import Pair
+from util.runtime.files import write_atomically
 from util.signals import StopRequest
-from util.store import serialise, write_atomically
+from util.store import serialise
 
 SECONDS = 30.0  # between two writings: what a process that is killed loses at most
 
