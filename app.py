@@ -4,19 +4,23 @@
     python app.py [--config FILE] [--weight FILE] [--port 7860]
 
 Without options it starts with the model that ``make demo`` trained. The page is served on this
-machine only (127.0.0.1) and writes nothing outside a temporary folder that goes when it ends.
+machine only (127.0.0.1) and writes nothing outside a temporary folder, of which the oldest files
+go beyond 100 MB, and all when it ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from util import visualize
-from util.errors import FewShotError, run
+from util.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
 from util.predictor import FewShotPredictor, model_of
 from util.results import summarise, write_json, write_results
 from util.runtime.files import expanded
@@ -36,8 +40,11 @@ DEMO_CONFIG = "config/demo/demo_split0_resnet18.yaml"
 MAX_FILE = "20mb"
 MAX_MEGAPIXELS = 40
 MAX_PICTURES = 50
+MAX_KEPT = 100_000_000  # bytes of earlier requests in the temporary folder
+MIN_FILES = 128  # that a page with a few visitors has open
 CANVAS = 768  # longer side of the picture to paint on: the network sees less than that
 BRUSH = "#e69f00"
+WORK, CACHE = "work-", "cache"  # folders in the temporary one
 NO_SUPPORTS = "No supports yet."
 INTRO = """# Few-shot segmentation
 Show the model what to look for on one or more pictures, then drop in the pictures to segment."""
@@ -51,6 +58,8 @@ def load_picture(path: str) -> np.ndarray:
             that nothing huge is ever decoded).
     """
     name = Path(path).name
+    if not Path(path).is_file():
+        raise FewShotError(f"{name} is no longer here: drop it in again")
     try:
         with Image.open(path) as header:
             width, height = header.size
@@ -86,6 +95,37 @@ def painted_mask(editor: dict[str, Any] | None) -> tuple[np.ndarray, np.ndarray]
     if not mask.any():
         raise FewShotError("nothing is painted: draw over the object with the brush")
     return image, mask.astype(np.uint8)
+
+
+def keep_small(folder: Path, in_use: Collection[Path], limit: int = MAX_KEPT) -> None:
+    """Remove the oldest files of earlier requests from ``folder`` until ``limit`` bytes are left.
+
+    gradio keeps every upload and every picture that it showed; a browser has them by then. What is
+    in use, and what is being worked on (``WORK``), stays.
+    """
+    files = []
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder).parts[0]
+        if inside.startswith(WORK) or inside == CACHE or path in in_use:
+            continue
+        with contextlib.suppress(OSError):  # another visitor's request may be removing it
+            if path.is_file():
+                files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    kept = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if kept <= limit:
+            return
+        kept -= size
+        with contextlib.suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()  # fails as long as something else is in it
+
+
+def paths_in(values: Any) -> set[Path]:
+    """The files among what gradio hands to a handler."""
+    if isinstance(values, (list, tuple)):
+        return set().union(*map(paths_in, values))
+    return {Path(values)} if isinstance(values, str) and os.sep in values else set()
 
 
 class Session:
@@ -125,7 +165,7 @@ class Session:
         if len(paths) > MAX_PICTURES:
             raise FewShotError(f"{len(paths)} pictures at once; the limit is {MAX_PICTURES}")
         masks, maps, summaries, refused = [], [], [], []
-        with tempfile.TemporaryDirectory(dir=folder) as place:
+        with tempfile.TemporaryDirectory(prefix=WORK, dir=folder) as place:
             for number, path in enumerate(progress(list(paths), desc="segmenting"), start=1):
                 file = Path(path).name
                 try:
@@ -182,6 +222,7 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
 
         @wraps(handler)
         def wrapper(*values: Any) -> Any:
+            keep_small(folder, paths_in(values))
             try:
                 return handler(*values)
             except FewShotError as error:
@@ -280,7 +321,7 @@ def gradio_in(folder: Path) -> Any:
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HOME"] = os.environ["MPLCONFIGDIR"] = str(folder / "cache")
+    os.environ["HF_HOME"] = os.environ["MPLCONFIGDIR"] = str(folder / CACHE)
     try:
         import gradio
     except ImportError as error:
@@ -288,6 +329,28 @@ def gradio_in(folder: Path) -> Any:
             "the web page needs gradio: pip install -r requirements-app.txt"
         ) from error
     return gradio
+
+
+def port_number(text: str) -> int:
+    """A port as the command line names it."""
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 1 << 16):
+        raise FewShotError(f"--port {text}: a port is a number from 1 to 65535")
+    return int(text)
+
+
+def check_machine(port: int) -> None:
+    """Raise FewShotError, before a model is loaded, when the page could not be served."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files < MIN_FILES:
+        raise FewShotError(f"{too_many_files()}; the page needs {MIN_FILES}")
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+    except OSError as error:
+        raise FewShotError(
+            f"cannot serve on port {port} ({error.strerror}); --port names another"
+        ) from error
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -298,7 +361,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--weight", type=expanded, metavar="FILE", help="checkpoint; its own configuration serves"
     )
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=port_number, default=7860, help="1 to 65535 (7860)")
     parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU when there is one")
     parser.add_argument(
         "--head",
@@ -314,6 +377,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
+    check_machine(options.port)
     named = options.config or options.weight
     try:
         cfg, weight = model_of(
@@ -344,6 +408,8 @@ def main() -> None:
             state_session_capacity=100,
         )
     except OSError as error:
+        if error.errno in NO_FILES_LEFT:
+            raise FewShotError(too_many_files()) from error
         raise FewShotError(f"cannot serve on port {options.port}: {error}") from error
     finally:
         if page is not None:  # a browser may still be uploading into the folder

@@ -117,6 +117,60 @@ def test_without_gradio_one_sentence(monkeypatch, tmp_path):
         app.gradio_in(tmp_path)
 
 
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "80.0", "http", "٣"])
+def test_ports_that_are_none(port):
+    with pytest.raises(FewShotError, match=f"--port {port}: a port is a number from 1 to 65535"):
+        app.parse([f"--port={port}"])
+    assert app.parse(["--port", "65535"]).port == 65535
+
+
+def test_a_port_in_use_and_too_few_files_show_before_a_model_is_loaded(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["app.py", "--weight", "no.pth", "--port", str(port)])
+        with pytest.raises(FewShotError, match=rf"port {port} \(Address.*in use\); --port names"):
+            app.main()
+    monkeypatch.setattr(app.resource, "getrlimit", lambda _: (32, 32))
+    with pytest.raises(FewShotError, match=r"may have 32 \(ulimit -n.*needs 128"):
+        app.main()
+
+
+def test_the_oldest_files_go_first_and_what_is_in_use_stays(tmp_path):
+    for number, name in enumerate(("b/1", "a/2", "c/3", "c/4", "work-x/5", "cache/6", "d/7")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(100))
+        os.utime(path, (number, number))
+    app.keep_small(tmp_path, {tmp_path / "a/2"}, limit=200)
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert left == ["a/2", "c/4", "cache/6", "d/7", "work-x/5"]
+    assert not (tmp_path / "b").exists()
+    app.keep_small(tmp_path / "nowhere", set())
+    assert app.paths_in(("x", ["/a/b", None], 3, {"y": 1})) == {Path("/a/b")}
+
+
+def test_thirty_requests_leave_a_folder_of_bounded_size(predictor, tmp_path, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    monkeypatch.setattr(app.keep_small, "__defaults__", (300_000,))
+    page = app.build_page(gradio, predictor.without_supports, tmp_path)
+    handlers = {block.fn.__name__: block.fn for block in page.fns.values()}
+    session, *_ = handlers["add"](painted(*disc((60, 80), 0)), "mug", None)
+    shown = np.random.default_rng(0)
+    for number in range(30):
+        query = write(tmp_path / f"upload{number}" / "query.png", disc((50, 70), number)[0])
+        masks, _, _, message = handlers["segment"]([str(query)], session)
+        assert message.startswith("1 of 1") and query.is_file() and session.archive.is_file()
+        # As gradio does with every picture that it shows.
+        (tmp_path / f"shown{number}").mkdir()
+        (tmp_path / f"shown{number}" / "image.webp").write_bytes(shown.bytes(100_000))
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert 200_000 < size < 500_000
+    with pytest.raises(FewShotError, match="query.png is no longer here: drop it in again"):
+        app.load_picture(str(tmp_path / "upload0" / "query.png"))
+
+
 # ------------------------------------------------------------------------------ in a real browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
