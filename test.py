@@ -26,6 +26,7 @@ from util.evaluate import Evaluator, Partial, Result, load_model, weight_file
 from util.lists import FoldIndex, build_index
 from util.logger import versions, write_run_record
 from util.results import write_json
+from util.rng import use_tf32
 from util.runtime.files import expanded, user_path
 from util.runtime.workers import dead_workers
 from util.signals import StopRequest
@@ -83,8 +84,7 @@ def evaluate(
     device: torch.device,
     stop: StopRequest,
 ) -> None:
-    torch.set_float32_matmul_precision("high" if cfg.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = cfg.tf32
+    use_tf32(cfg.tf32)
 
     # The model, its weights, and a place for the result: what can be wrong shows now.
     say = print if distributed.is_main() else None

@@ -8,16 +8,13 @@ import sys
 import pytest
 import torch
 
-import train
-import train_base
 from model import build_model
-from tests.training_case import ROOT, environment, make_data
+from tests.training_case import ROOT, environment, make_data, train
 from util.checkpoint import load_weights
 from util.config import load_config
 from util.errors import FewShotError
 from util.evaluate import load_model
 from util.export import export, load_learned
-from util.signals import StopRequest
 
 CPU = torch.device("cpu")
 
@@ -28,9 +25,9 @@ def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "tiny"
     make_data(folder)
     one_step = ["max_iterations", 1, "evaluate", False]
-    train_base.train(load_config(folder / "stage1.yaml", one_step), None, CPU, StopRequest())
+    train(load_config(folder / "stage1.yaml", one_step))
     cfg = load_config(folder / "stage2.yaml", one_step)
-    train.train(cfg, None, CPU, StopRequest())
+    train(cfg)
     whole, part = cfg.exp_dir() / "best.pth", folder / "learned.pth"
     done = subprocess.run([sys.executable, "-m", "util.export", whole, part], cwd=ROOT,
                           env=environment(), capture_output=True, text=True)  # fmt: skip

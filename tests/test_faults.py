@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.test_train import same_run
-from tests.training_case import ROOT, call, command, environment, make_data
+from tests.training_case import ROOT, call, command, environment, make_data, train
 from util.store import read_state
 
 ARGUMENTS = {
@@ -308,7 +308,7 @@ def finished(case) -> Path:
 @pytest.mark.parametrize("mistake", BAD_STARTS)
 def test_a_mistake_is_one_sentence_and_touches_no_result(case, finished, mistake, tmp_path,
                                                          monkeypatch, capsys):  # fmt: skip
-    import train
+    from train import main
     from util.errors import run
 
     arguments, words = BAD_STARTS[mistake]
@@ -320,7 +320,7 @@ def test_a_mistake_is_one_sentence_and_touches_no_result(case, finished, mistake
     monkeypatch.setattr(sys, "argv", command("train.py", case / "stage2.yaml", *more)[1:])
     try:
         with pytest.raises(SystemExit) as caught:
-            run(train.main)
+            run(main)
         assert caught.value.code == 2
         errors = capsys.readouterr().err
         (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -333,14 +333,12 @@ def test_a_mistake_is_one_sentence_and_touches_no_result(case, finished, mistake
 
 
 def test_missing_encoder_weights_are_named(case):
-    import train_base
     from util.config import load_config
     from util.errors import FewShotError
-    from util.signals import StopRequest
 
     cfg = load_config(case / "stage1.yaml", ["pretrained", "initmodel/x.pth"])
     with pytest.raises(FewShotError, match="encoder weights initmodel/x.pth do not exist"):
-        train_base.train(cfg, None, torch.device("cpu"), StopRequest())
+        train(cfg)
 
 
 # ------------------------------------------------------------------------ full disk

@@ -14,12 +14,12 @@ import torch
 import torchvision
 
 import predict
-import train
 from model import build_model
 from tests.equality import same_counts, same_weights
 from tests.own_pictures import disc, write
-from tests.test_train import CPU, StopAt, events, same_run
-from tests.training_case import ROOT, make_data
+from tests.test_train import StopAt, events, same_run
+from tests.training_case import ROOT, make_data, train
+from train import PICTURES
 from util.config import load_config
 from util.errors import FewShotError, Interrupted
 from util.evaluate import Evaluator, load_model
@@ -29,7 +29,6 @@ from util.lists import build_index
 from util.predictor import FewShotPredictor, model_of
 from util.pretrained import load_pretrained
 from util.report import gather
-from util.signals import StopRequest
 from util.store import read_state
 from util.transform import read_image
 
@@ -57,7 +56,7 @@ def configure(config: Path, **changes):
 
 
 def run(cfg, resume: str | None = None, stop=None) -> dict:
-    train.train(cfg, resume, CPU, stop or StopRequest())
+    train(cfg, resume, stop)
     return read_state(cfg.exp_dir() / "last.pth")
 
 
@@ -83,7 +82,7 @@ def evaluation(monkeypatch, *arguments) -> None:
 def test_a_run_draws_and_logs_what_the_model_has(trained):
     cfg, _ = trained
     tags = events(cfg.exp_dir())
-    assert sum(tag.startswith("validation/") for tag in tags) == train.PICTURES
+    assert sum(tag.startswith("validation/") for tag in tags) == PICTURES
     assert {"train/main", "val/miou", "val/fb_iou"} <= tags.keys()
     assert not {"train/meta", "train/base", "train/distill", "val/miou_meta"} & tags.keys()
 

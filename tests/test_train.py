@@ -13,25 +13,24 @@ import pytest
 import torch
 from torch import nn
 
-import train
-import train_base
 from model import build_model
 from tests.equality import bits, same_weights
-from tests.training_case import make_data
+from tests.training_case import make_data, train
+from train import PICTURES, EpisodicStage
+from train_base import BaseStage
 from util import objective
 from util.config import load_config
 from util.errors import FewShotError, Interrupted, NonFiniteLoss
-from util.lists import build_index
-from util.loader import StepPlan
+from util.loader import StepPlan, load_steps
 from util.progress import Progress
 from util.rng import epoch_order, mix, per_sample_dropout
 from util.signals import StopRequest
 from util.store import read_state
+from util.train.loop import fit
 
 pytestmark = pytest.mark.numeric
 
 CPU = torch.device("cpu")
-SCRIPTS = {"stage1": train_base, "stage2": train}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def case(tmp_path_factory) -> Path:
     """Data, configurations and a trained base learner."""
     folder = tmp_path_factory.mktemp("case") / "tiny"
     make_data(folder, ignored=True)
-    train_base.train(configure(folder, "stage1"), None, CPU, StopRequest())
+    train(configure(folder, "stage1"))
     return folder
 
 
@@ -51,7 +50,7 @@ def configure(folder: Path, stage: str, **changes):
 def run(folder: Path, stage: str, name: str, resume: str | None = None, stop=None, **changes):
     """Train in this process; the final state."""
     cfg = configure(folder, stage, name=name, **changes)
-    SCRIPTS[stage].train(cfg, resume, CPU, stop or StopRequest())
+    train(cfg, resume, stop)
     return read_state(cfg.exp_dir() / "last.pth")
 
 
@@ -96,7 +95,7 @@ def events(folder: Path) -> dict[str, list[int]]:
 
 def test_a_run_leaves_checkpoints_log_versions_and_events(case):
     cfg = configure(case, "stage2", name="whole", max_iterations=16, save_freq=1)
-    train.train(cfg, None, CPU, StopRequest())
+    train(cfg)
     names = {p.name for p in cfg.exp_dir().iterdir()}
     assert {"last.pth", "best.pth", "epoch_1.pth", "epoch_2.pth", "train.log"} <= names
     record = json.loads((cfg.exp_dir() / "run.json").read_text())
@@ -112,7 +111,7 @@ def test_a_run_leaves_checkpoints_log_versions_and_events(case):
     for name in ("miou", "fb_iou", "miou_meta", "fb_iou_meta", "miou_base"):
         assert tags[f"val/{name}"] == [8, 12, 16]
     assert {"lr/transformer", "lr/reduction"} <= tags.keys()
-    assert sum(tag.startswith("validation/") for tag in tags) == train.PICTURES
+    assert sum(tag.startswith("validation/") for tag in tags) == PICTURES
 
 
 def test_stage_one_scores_base_classes_and_stage_two_starts_from_its_best(case):
@@ -128,7 +127,7 @@ def test_stage_one_scores_base_classes_and_stage_two_starts_from_its_best(case):
 def test_everything_learnable_learns_and_the_frozen_part_stays(case):
     before = run(case, "stage2", "before", max_iterations=1, power=0)["model"]
     after = run(case, "stage2", "after", max_iterations=3, power=0)["model"]
-    model = train.build_model(configure(case, "stage2"))
+    model = build_model(configure(case, "stage2"))
     learned = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {n for n in before if not torch.equal(before[n], after[n])} == learned
 
@@ -137,11 +136,10 @@ def test_every_learnable_parameter_gets_a_gradient(case):
     """DDP waits for each of them: it runs without the search for unused parameters."""
     for options in ({}, {"shot": 2}, {"ensemble": False}, {"distill": False}):
         cfg = configure(case, "stage2", **options)
-        model = train.build_model(cfg).train()
-        dataset = train.EpisodeDataset(cfg, train.build_index(cfg, "train"))
-        batch = train.load_steps(dataset, StepPlan(4, 2, 1, 1, 0, 1), cfg, 0, 0, 1)
-        (batch,) = next(batch)
-        train.EpisodeStep(model)(batch)["total"].backward()
+        stage = EpisodicStage(cfg, CPU)
+        model = stage.model.train()
+        (batch,) = next(load_steps(stage.dataset, StepPlan(4, 2, 1, 1, 0, 1), cfg, 0, 0, 1))
+        stage(batch)["total"].backward()
         assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
@@ -216,13 +214,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(case, monkeypat
     run(case, "stage2", "nan", max_iterations=2, evaluate=False)
     folder = configure(case, "stage2", name="nan").exp_dir()
     before = (folder / "last.pth").read_bytes()
-    losses = train.EpisodeStep.forward
+    losses = EpisodicStage.forward
 
     def poisoned(self, batch):
         terms = losses(self, batch)
         return {**terms, "main": terms["main"] * math.nan}
 
-    monkeypatch.setattr(train.EpisodeStep, "forward", poisoned)
+    monkeypatch.setattr(EpisodicStage, "forward", poisoned)
     words = r"iteration 3 is not finite \(main nan.*files: .*\.jpg.*checkpoint: .*last\.pth"
     with pytest.raises(NonFiniteLoss, match=words) as caught:
         run(case, "stage2", "nan", resume="auto", max_iterations=4, evaluate=False)
@@ -237,9 +235,9 @@ def test_half_precision_trains(case):
 
 def test_each_stage_names_the_script_for_the_other(case):
     with pytest.raises(FewShotError, match="arch PSPNet is trained with train_base.py"):
-        train.train(configure(case, "stage1"), None, CPU, StopRequest())
+        fit(EpisodicStage, configure(case, "stage1"), CPU, None, StopRequest())
     with pytest.raises(FewShotError, match="arch HDMNet is not a base learner"):
-        train_base.train(configure(case, "stage2"), None, CPU, StopRequest())
+        fit(BaseStage, configure(case, "stage2"), CPU, None, StopRequest())
 
 
 # ------------------------------------------------------------------------ the parts
@@ -335,11 +333,10 @@ def test_pictures_show_the_classes_validated_on(tmp_path) -> None:
             cv2.imwrite(str(tmp_path / name / f"{number}.png"), mask)
     config = tmp_path / "fss.yaml"
     config.write_text(
-        f"{{data_set: fss, data_root: '{tmp_path}', min_pixels: 1, val_size: 41, stages: 2, "
-        "backbone: resnet18, width: 8}"
+        f"{{data_set: fss, data_root: '{tmp_path}', min_pixels: 1, val_size: 64, train_h: 64, "
+        "train_w: 64, arch: HSNet, backbone: resnet18, width: 8, pretrained: none}"
     )
     cfg = load_config(config)
-    index = build_index(cfg, "val")
     shown = []
 
     class Log:
@@ -347,7 +344,9 @@ def test_pictures_show_the_classes_validated_on(tmp_path) -> None:
             assert rgb.ndim == 3 and step == 7
             shown.append(name)
 
-    train.show_episodes(Log(), build_model(cfg).eval(), cfg, index, 7)
+    stage = EpisodicStage(cfg, CPU)
+    stage.model.eval()
+    stage.show(Log(), 7)
     (validated,) = cfg.fold.validation
     assert validated not in cfg.fold.novel
     assert shown == [f"validation/{i} {cfg.fold.names[validated]}" for i in (1, 2, 3)]

@@ -5,24 +5,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import train
+from train import EpisodicStage
+from util.config import Config
 from util.errors import run
+from util.train.loop import run_stage
 
-build_model, EpisodeStep = train.build_model, train.EpisodeStep
 
+class DoubleStage(EpisodicStage):
+    def __init__(self, cfg: Config, device: torch.device) -> None:
+        super().__init__(cfg, device)
+        self.model.double()
 
-class DoubleStep(EpisodeStep):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
         return super().forward(batch)
 
 
-train.build_model = lambda cfg: build_model(cfg).double()
-train.EpisodeStep = DoubleStep
-
 if __name__ == "__main__":
-    run(train.main)
+    run(lambda: run_stage(DoubleStage, "in float64"))

@@ -10,7 +10,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 import yaml
+
+from train import EpisodicStage
+from train_base import BaseStage
+from util.config import Config
+from util.signals import StopRequest
+from util.train.loop import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 41
@@ -103,3 +110,9 @@ def call(script: str, config: Path, *arguments: Any, **extra: str) -> subprocess
         text=True,
         timeout=240,
     )
+
+
+def train(cfg: Config, resume: str | None = None, stop: Any = None) -> None:
+    """Train in this process, on the CPU, the stage that belongs to ``cfg``."""
+    stage = BaseStage if cfg.arch == "PSPNet" else EpisodicStage
+    fit(stage, cfg, torch.device("cpu"), resume, stop or StopRequest())

@@ -6,7 +6,8 @@ import errno
 import io
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from util.runtime.memory import keep_freed_memory
 from util.runtime.restarts import final_status, note_final
@@ -44,6 +45,15 @@ class LostProcess(FewShotError):
     """Another process of this run, or one that reads pictures for it, has died."""
 
     final = False
+
+
+@contextmanager
+def told_of(what: object) -> Iterator[None]:
+    """Turn a ValueError, as models raise for options and sizes, into a sentence about ``what``."""
+    try:
+        yield
+    except ValueError as error:
+        raise FewShotError(f"{what}: {error}") from error
 
 
 def run(main: Callable[[], None]) -> None:

@@ -29,7 +29,7 @@ from util.data.held import object_in, pixels_of, source_of
 from util.data.masks import binary_mask as binary_mask  # for those who call it beforehand
 from util.data.reading import fit_pair
 from util.data.shapes import box_mask, polygon_mask
-from util.errors import FewShotError
+from util.errors import FewShotError, told_of
 from util.evaluate import AMP, load_model, weight_file
 from util.transform import (
     normalise,
@@ -105,10 +105,8 @@ class FewShotPredictor:
         _expect(torch.nn.Module, model, "model is what build_model returns")
         if not isinstance(model, FewShotModel):
             raise FewShotError(f"{cfg.arch} is a base learner; prediction needs a few-shot model")
-        try:
+        with told_of("val_size"):
             model.check_size(cfg.val_size, cfg.val_size)
-        except ValueError as error:
-            raise FewShotError(f"val_size: {error}") from error
         self.device = _device(device)
         self.model = model.to(self.device).eval()
         self.cfg = cfg

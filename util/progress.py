@@ -12,7 +12,7 @@ from torch import nn
 from util.errors import FewShotError
 from util.loader import StepPlan
 from util.logger import versions
-from util.store import FORMAT
+from util.store import FORMAT, CheckpointStore, read_state
 
 # Settings that a resumed run may not change: its weights or its data would be other ones.
 FIXED = ("arch", "backbone", "data_set", "split", "shot", "optimizer", "manual_seed", "stages")
@@ -67,6 +67,23 @@ def snapshot(
         "config": cfg.to_dict(),
         "versions": versions(),
     }
+
+
+def starting_point(
+    resume: str | None,
+    store: CheckpointStore,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    plan: StepPlan,
+    cfg: Any,
+) -> Progress:
+    """The beginning, or where the checkpoint ``resume`` stands: a file, or 'auto' for the newest
+    of ``store`` (the beginning when it has none)."""
+    if not resume:
+        return Progress()
+    state = store.latest() if resume == "auto" else read_state(resume)
+    return restore(state, model, optimizer, scaler, plan, cfg) if state else Progress()
 
 
 def restore(

@@ -32,6 +32,12 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
+def use_tf32(wanted: bool) -> None:
+    """Allow or forbid TF32 in float32 products and convolutions on GPUs."""
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    torch.backends.cudnn.allow_tf32 = wanted
+
+
 def epoch_order(items: int, needed: int, seed: int, epoch: int) -> np.ndarray:
     """[needed] item numbers of one epoch: a permutation, repeated (newly drawn) when too short."""
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, ORDER])))

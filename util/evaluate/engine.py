@@ -27,7 +27,7 @@ from util import distributed
 from util.cache import ByteCache, budgets
 from util.dataset import Picture, PictureDataset
 from util.episodes import EpisodeSampler
-from util.errors import FewShotError, Interrupted
+from util.errors import FewShotError, Interrupted, told_of
 from util.evaluate.partial import Partial, files_state
 from util.evaluate.plan import (
     Job,
@@ -114,10 +114,8 @@ class Evaluator:
         if engine not in ("walk", "naive"):
             raise ValueError(f"engine is 'walk' or 'naive', not {engine!r}")
         cfg, begin = self.cfg, time.perf_counter()
-        try:
+        with told_of("val_size"):
             model.check_size(cfg.val_size, cfg.val_size)
-        except ValueError as error:
-            raise FewShotError(f"val_size: {error}") from error
         tasks, sampler = plan_tasks(
             self.index, self.classes, cfg.shot, seeds, episodes, swap_supports
         )

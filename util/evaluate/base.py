@@ -1,0 +1,43 @@
+"""Stage 1's score: the base learner on whole pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from util import distributed, transform
+from util.config import Config
+from util.dataset import PictureDataset
+from util.lists import FoldIndex
+from util.loader import whole
+from util.logger import progress
+from util.metrics import ClassCounts
+from util.runtime.workers import read_ahead
+
+
+@torch.inference_mode()
+def base_counts(
+    model: nn.Module, cfg: Config, index: FoldIndex, device: torch.device
+) -> ClassCounts:
+    """Pixel counts of the base classes over the pictures of ``index`` that show one, at the
+    pictures' own size; shared among processes, each picture once."""
+    mine = sorted(set(index.entries))[distributed.rank() :: distributed.world_size()]
+    pictures = read_ahead(
+        Subset(PictureDataset(cfg, index), mine), min(cfg.workers, len(mine)), batch_size=None
+    )
+    lut = None if index.binary else torch.from_numpy(cfg.fold.lut()).to(device)
+    counts = ClassCounts(1, cfg.num_base + 1, device)
+    model.eval()
+    for picture in progress(whole(pictures), len(mine), "validation"):
+        logits = model(transform.normalise_batch(picture.image.to(device)[None]))
+        logits = transform.restore(logits, picture.content, tuple(picture.target.shape))
+        target = picture.target.to(device).long()
+        if lut is not None:
+            target = lut[target]
+        else:  # binary masks show the one class of their folder
+            number = cfg.fold.base_index(index.present[picture.position][0]) + 1
+            target = target.masked_fill(target == 1, number)
+        counts.add(0, logits[0].argmax(0), target)
+    counts.reduce()
+    return counts
