@@ -29,7 +29,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from util import visualize
+from util.draw.overlays import class_colour, heat_overlay, label_overlay, overlay
+from util.draw.panels import fit, grid
 from util.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
 from util.predictor import FewShotPredictor, model_of
 from util.results import summarise, write_json, write_results
@@ -76,7 +77,7 @@ def load_picture(path: str) -> np.ndarray:
 
 def fit_canvas(image: np.ndarray) -> np.ndarray:
     """``image`` shrunk until its longer side is at most ``CANVAS`` pixels."""
-    return image if max(image.shape[:2]) <= CANVAS else visualize.fit(image, CANVAS)
+    return image if max(image.shape[:2]) <= CANVAS else fit(image, CANVAS)
 
 
 def painted_mask(editor: dict[str, Any] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -144,15 +145,15 @@ class Session:
             raise FewShotError(f"there are {MAX_PICTURES} supports already: clear them first")
         image, mask = painted_mask(editor)
         self.predictor.add_support(image, mask, class_name)
-        colour = visualize.class_colour(self.predictor.classes.index(class_name) + 1)
-        self.gallery.append((visualize.overlay(image, mask, colour), class_name))
+        colour = class_colour(self.predictor.classes.index(class_name) + 1)
+        self.gallery.append((overlay(image, mask, colour), class_name))
         shots = ", ".join(f"{name} × {count}" for name, count in self.predictor.shots.items())
         return f"Supports: {shots}"
 
     def overview(self) -> np.ndarray:
         """All supports with their masks as one uint8 RGB picture."""
         rows = [self.gallery[i : i + 5] for i in range(0, len(self.gallery), 5)]
-        return visualize.grid(rows, "", 160)
+        return grid(rows, "", 160)
 
     def segment(
         self, paths: Sequence[str], folder: Path, progress: Callable[..., Any]
@@ -184,10 +185,10 @@ class Session:
                     f"{name} {entry['fraction']:.1%}"
                     for name, entry in summaries[-1]["classes"].items()
                 )
-                masks.append((visualize.label_overlay(small, labels), f"{areas} ({file})"))
+                masks.append((label_overlay(small, labels), f"{areas} ({file})"))
                 for name, stages in result.correlations.items():
                     for stage, values in enumerate(stages, start=1):
-                        heat = visualize.heat_overlay(small, values)
+                        heat = heat_overlay(small, values)
                         maps.append((heat, f"stage {stage}, {name} ({file})"))
             if not masks:
                 raise FewShotError("; ".join(refused))

@@ -21,10 +21,12 @@ from torch import nn
 from model.fewshot import FewShotModel
 from util import distributed
 from util.config import Config, add_config_arguments, load_config
+from util.draw.charts import class_iou_chart, leakage_chart, run_spread_chart
 from util.errors import FewShotError, run
 from util.evaluate import Evaluator, Partial, Result, load_model, weight_file
 from util.lists import FoldIndex, build_index
 from util.logger import versions, write_run_record
+from util.predict.figures import episode_figures
 from util.results import write_json
 from util.rng import use_tf32
 from util.runtime.files import expanded, user_path
@@ -161,21 +163,18 @@ def draw(
     model: FewShotModel, cfg: Config, index: FoldIndex, result: Result, folder: Path, count: int
 ) -> list[Path]:
     """Panels of the best, median and worst episodes of the first run, and the charts."""
-    # matplotlib takes its time, and most evaluations draw nothing
-    from util import visualize
-
-    paths = visualize.episode_figures(model, cfg, index, result.scored, folder, count)
+    paths = episode_figures(model, cfg, index, result.scored, folder, count)
     title = f"{cfg.arch} {cfg.data_set} split {cfg.split}, {cfg.shot} shot"
     classes = {
         head: {name: value for name, value in values.items() if value is not None}
         for head, values in result.class_iou.items()
     }
-    paths.append(visualize.class_iou_chart(folder / "class_iou.png", classes, title))
+    paths.append(class_iou_chart(folder / "class_iou.png", classes, title))
     series = {f"{result.episodes:,} episodes": [run["miou"] for run in result.runs]}
-    paths.append(visualize.run_spread_chart(folder / "runs.png", series, title))
+    paths.append(run_spread_chart(folder / "runs.png", series, title))
     if any(result.leakage.values()):
         leakage = {name: row for name, row in result.leakage.items() if row}
-        paths.append(visualize.leakage_chart(folder / "leakage.png", leakage, title))
+        paths.append(leakage_chart(folder / "leakage.png", leakage, title))
     return paths
 
 

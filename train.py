@@ -25,9 +25,9 @@ from util.evaluate import Evaluator
 from util.lists import build_index
 from util.logger import RunLog
 from util.optim import learnable_parameters
+from util.predict.figures import episode_panel
 from util.pretrained import load_pretrained
 from util.train.loop import Score, Stage, run_stage
-from util.visualize import episode_panel
 
 PICTURES = 4  # validation episodes shown in TensorBoard
 HALF_EPOCH_LIMIT = 100  # SubEpoch_val is for runs of at most so many epochs, as published

@@ -23,9 +23,11 @@ from tests.own_pictures import CONFIG, ROOT, disc, small_config, untrained, with
 from tests.training_case import environment
 from util.config import load_config
 from util.data.held import object_in, pixels_of, source_of
+from util.draw.panels import iou
 from util.errors import FewShotError
 from util.evaluate import Evaluator
 from util.lists import build_index
+from util.predict.figures import episode_figures
 from util.predictor import (
     FewShotPredictor,
     binary_mask,
@@ -36,7 +38,6 @@ from util.predictor import (
     strongest,
 )
 from util.transform import normalise, object_mask, read_mask, val_transform
-from util.visualize import episode_figures, iou
 
 pytestmark = pytest.mark.numeric
 

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.training_case import ROOT
-from util import report, visualize
+from util import report
+from util.draw.charts import class_iou_chart, label, leakage_chart, run_spread_chart
+from util.draw.panels import _drawable, grid, panel, plain
 from util.errors import run
-from util.evaluate import grid
+from util.evaluate import grid as text_grid
 from util.logger import RunLog
 from util.predictor import Prediction
 from util.results import write_results
@@ -39,12 +41,12 @@ def is_picture(path) -> bool:
 def test_charts_take_every_name(tmp_path):
     scores = {"final": dict.fromkeys(NAMES, 0.5), "meta": dict.fromkeys(NAMES, 0.4)}
     for title in NAMES:
-        assert is_picture(visualize.class_iou_chart(tmp_path / "few.png", {"final": {title: 0.5}}))
-    assert is_picture(visualize.class_iou_chart(tmp_path / "classes.png", scores, NAMES[0]))
+        assert is_picture(class_iou_chart(tmp_path / "few.png", {"final": {title: 0.5}}))
+    assert is_picture(class_iou_chart(tmp_path / "classes.png", scores, NAMES[0]))
     leakage = {name: dict.fromkeys(NAMES, 1) for name in NAMES}
-    assert is_picture(visualize.leakage_chart(tmp_path / "leakage.png", leakage, NAMES[1]))
+    assert is_picture(leakage_chart(tmp_path / "leakage.png", leakage, NAMES[1]))
     runs = {f"{name}\n{number}": [0.5, 0.6] for number, name in enumerate(NAMES)}
-    assert is_picture(visualize.run_spread_chart(tmp_path / "runs.png", runs, NAMES[3]))
+    assert is_picture(run_spread_chart(tmp_path / "runs.png", runs, NAMES[3]))
 
 
 @given(TEXT)
@@ -52,23 +54,23 @@ def test_charts_take_every_name(tmp_path):
 def test_a_chart_shows_what_the_name_says(name):
     from matplotlib.text import Text
 
-    shown = Text(text=visualize.label(name, 10**6)).get_text()
+    shown = Text(text=label(name, 10**6)).get_text()
     words, formula = Text()._preprocess_math(shown)
-    assert formula is False and words == visualize.plain(name, 10**6)
-    assert words.isprintable() and all(ord(c) in visualize._drawable() for c in words)
+    assert formula is False and words == plain(name, 10**6)
+    assert words.isprintable() and all(ord(c) in _drawable() for c in words)
 
 
 @given(TEXT, TEXT)
 @settings(max_examples=60, deadline=None)
 def test_panels_take_every_name(name, title):
     picture = np.zeros((4, 6, 3), np.uint8)
-    assert visualize.grid([[(picture, name)]], title, 60).shape[1:] == (72, 3)
+    assert grid([[(picture, name)]], title, 60).shape[1:] == (72, 3)
 
 
 def test_names_that_the_font_cannot_write_stay_apart():
-    assert visualize.plain("梨") == "\\u68a8" != visualize.plain("桃")
-    assert visualize.plain("Çılbır Ωμέγα груша ±") == "Çılbır Ωμέγα груша ±"
-    assert len(visualize.plain("x" * 100, 24)) == 24
+    assert plain("梨") == "\\u68a8" != plain("桃")
+    assert plain("Çılbır Ωμέγα груша ±") == "Çılbır Ωμέγα груша ±"
+    assert len(plain("x" * 100, 24)) == 24
 
 
 @given(name=TEXT)
@@ -100,7 +102,7 @@ def test_a_prediction_of_every_class_name_is_written(tmp_path):
 @given(st.lists(st.lists(TEXT, min_size=2, max_size=2), min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_a_table_keeps_its_lines(rows):
-    assert len(grid(rows).splitlines()) == len(rows)
+    assert len(text_grid(rows).splitlines()) == len(rows)
     markdown = report._markdown_table([["a", "b"], *rows], left=(0,)).splitlines()
     assert len(markdown) == len(rows) + 2
     assert {line.replace("\\|", "").count("|") for line in markdown} == {3}
@@ -159,7 +161,7 @@ def test_pictures_of_every_shape(tmp_path, width, height):
     files = write_results(tmp_path, "query", image, result)
     assert len(files) == 4
     assert Image.open(files[0]).size == (width, height)
-    drawn = visualize.panel([image], [mask], image, mask, mask, None, [maps[0]])
+    drawn = panel([image], [mask], image, mask, mask, None, [maps[0]])
     assert drawn.shape[1] == 3 * 246 + 6
 
     import app

@@ -236,7 +236,7 @@ def print_stats(rows: list[dict[str, Any]]) -> None:
 def draw_stats(rows: list[dict[str, Any]], title: str, path: str) -> None:
     """The counts as grouped bars, a panel a mode (the supplementary material's Figure 1)."""
     # matplotlib takes its time, and most calls draw nothing
-    from util.visualize import label, new_figure, write_figure
+    from util.draw.charts import label, new_figure, write_figure
 
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     columns = list(rows[0]["by"])

@@ -314,7 +314,7 @@ def comma_separated(tables: Tables) -> str:
 def chart(tables: Tables) -> bytes:
     """PNG: a panel a table, a group of bars a fold and one for the mean, a colour a row."""
     # matplotlib takes its time, and the screen needs no picture
-    from util.visualize import figure_bytes, label, new_figure
+    from util.draw.charts import figure_bytes, label, new_figure
 
     figure = new_figure(11, 3.6 * len(tables))
     panels = figure.subplots(len(tables), 1, squeeze=False)[:, 0]

@@ -20,7 +20,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from util import visualize
+from util.draw.charts import run_spread_chart
+from util.draw.files import write_jpeg, write_labels, write_png
+from util.draw.overlays import heat_overlay, label_overlay
 from util.errors import FewShotError, run
 from util.evaluate import METRICS, grid, percent
 from util.metrics import spread
@@ -50,20 +52,20 @@ def summarise(path: Path, result: Prediction) -> dict[str, Any]:
 
 def write_results(output: Path, name: str, image: np.ndarray, result: Prediction) -> list[Path]:
     """Write every picture of one query below ``output``; returns their paths."""
-    overlay = visualize.label_overlay(image, result.mask)
+    overlay = label_overlay(image, result.mask)
     small = _small(image)
     files = [
-        visualize.write_labels(output / "labels" / f"{name}.png", result.mask),
-        visualize.write_jpeg(output / "overlays" / f"{name}.jpg", overlay),
+        write_labels(output / "labels" / f"{name}.png", result.mask),
+        write_jpeg(output / "overlays" / f"{name}.jpg", overlay),
     ]
     for number, class_name in enumerate(result.classes, start=1):
         levels = cv2.convertScaleAbs(result.probabilities[number], alpha=255)  # rounds
         file = f"{name}/{number}_{file_name(class_name)}"
-        files.append(visualize.write_png(output / "probabilities" / f"{file}.png", levels))
+        files.append(write_png(output / "probabilities" / f"{file}.png", levels))
         for stage, values in enumerate(result.correlations[class_name], start=1):
-            heat = visualize.heat_overlay(small, values)
+            heat = heat_overlay(small, values)
             target = output / "correlations" / f"{file}_stage{stage}.jpg"
-            files.append(visualize.write_jpeg(target, heat))
+            files.append(write_jpeg(target, heat))
     return files
 
 
@@ -131,7 +133,7 @@ def main() -> None:
     args = parser.parse_args()
     title, groups = run_groups(args.results, args.metric)
     print(spread_table(groups))
-    visualize.run_spread_chart(args.output, groups, title, args.metric)
+    run_spread_chart(args.output, groups, title, args.metric)
     print(f"figure: {args.output}")
 
 

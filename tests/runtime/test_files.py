@@ -16,8 +16,10 @@ import pytest
 
 from tests import prepare_trees as trees
 from tests.training_case import ROOT
-from util import report, visualize
+from util import report
 from util.config import config_from_dict, load_config
+from util.draw.charts import run_spread_chart
+from util.draw.files import write_jpeg, write_labels, write_png
 from util.errors import FewShotError
 from util.prepare.__main__ import main as prepare
 from util.results import write_json
@@ -87,10 +89,10 @@ class FullDisk:
 WRITERS = {
     "bytes": lambda path: write_atomically(path, b"x" * 100),
     "json": lambda path: write_json(path, {"a": 1}),
-    "png": lambda path: visualize.write_png(path, np.zeros((4, 4, 3), np.uint8)),
-    "labels": lambda path: visualize.write_labels(path, np.zeros((4, 4), np.uint8)),
-    "jpeg": lambda path: visualize.write_jpeg(path, np.zeros((4, 4, 3), np.uint8)),
-    "chart": lambda path: visualize.run_spread_chart(path, {"a": [0.5]}),
+    "png": lambda path: write_png(path, np.zeros((4, 4, 3), np.uint8)),
+    "labels": lambda path: write_labels(path, np.zeros((4, 4), np.uint8)),
+    "jpeg": lambda path: write_jpeg(path, np.zeros((4, 4, 3), np.uint8)),
+    "chart": lambda path: run_spread_chart(path, {"a": [0.5]}),
     "report": lambda path: report.write(path.parent, {path.name: b"x" * 100}),
 }
 

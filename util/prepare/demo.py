@@ -19,6 +19,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from util.draw.overlays import label_palette
 from util.errors import FewShotError
 from util.folds import DEMO_SHAPES, DEMO_TEXTURES
 from util.prepare.steps import (
@@ -30,7 +31,6 @@ from util.prepare.steps import (
     write_list,
     write_whole,
 )
-from util.visualize import label_palette
 
 BORDER = 255
 CLASSES = len(DEMO_SHAPES) * len(DEMO_TEXTURES)

@@ -11,8 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from util import visualize
+from util.draw import panels
+from util.draw.charts import class_iou_chart, leakage_chart, leakage_counts, run_spread_chart
+from util.draw.files import write_png
+from util.draw.overlays import (
+    BLUE,
+    IGNORE_GREY,
+    class_colour,
+    draw_outline,
+    heatmap,
+    label_overlay,
+    label_palette,
+    overlay,
+)
+from util.draw.panels import _strip, iou, panel
 from util.errors import FewShotError
+from util.predict.figures import choose_episodes
 
 
 @pytest.fixture
@@ -25,9 +39,9 @@ def test_overlay_tints_object_and_ignored_only(image):
     mask[10:20, 10:20] = 1
     mask[30:35, 30:35] = 255
     before = image.copy()
-    drawn = visualize.overlay(image, torch.from_numpy(mask), (200, 0, 0), alpha=1.0, outline=False)
+    drawn = overlay(image, torch.from_numpy(mask), (200, 0, 0), alpha=1.0, outline=False)
     assert (drawn[mask == 1] == (200, 0, 0)).all()
-    assert (drawn[mask == 255] == visualize.IGNORE_GREY).all()
+    assert (drawn[mask == 255] == IGNORE_GREY).all()
     assert (drawn[mask == 0] == image[mask == 0]).all()
     assert (image == before).all()
 
@@ -35,9 +49,9 @@ def test_overlay_tints_object_and_ignored_only(image):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 def test_tint_is_the_rounded_blend(image, alpha):
     mask = np.random.default_rng(1).choice([0, 1, 255], (40, 60)).astype(np.uint8)
-    drawn = visualize.overlay(image, mask, (13, 200, 90), alpha, outline=False)
+    drawn = overlay(image, mask, (13, 200, 90), alpha, outline=False)
     expected = image.astype(np.float64)
-    for value, colour in ((1, (13, 200, 90)), (255, visualize.IGNORE_GREY)):
+    for value, colour in ((1, (13, 200, 90)), (255, IGNORE_GREY)):
         there = expected[mask == value]
         expected[mask == value] = np.rint(there * (1 - alpha) + np.array(colour) * alpha)
     np.testing.assert_array_equal(drawn, expected)
@@ -46,37 +60,30 @@ def test_tint_is_the_rounded_blend(image, alpha):
 def test_outline_keeps_to_the_border(image):
     mask = np.zeros((40, 60), np.uint8)
     mask[5:35, 10:50] = 1
-    changed = (visualize.draw_outline(image, mask, visualize.BLUE) != image).any(axis=2)
+    changed = (draw_outline(image, mask, BLUE) != image).any(axis=2)
     assert changed[5, 10:50].all() and not changed[15:25, 20:40].any() and not changed[:2].any()
 
 
 def test_wrong_sizes_are_refused(image):
     with pytest.raises(ValueError, match="differ in size"):
-        visualize.overlay(image, np.zeros((40, 61)))
+        overlay(image, np.zeros((40, 61)))
     with pytest.raises(ValueError, match="differ in size"):
-        visualize.label_overlay(image, np.ones((40, 61), np.uint8))
+        label_overlay(image, np.ones((40, 61), np.uint8))
     with pytest.raises(ValueError, match="RGB"):
-        visualize.picture(image[..., 0])
-    with pytest.raises(ValueError, match="normalised float"):
-        visualize.picture(image.astype(np.float32))
-
-
-def test_picture_turns_normalisation_back(image):
-    from util.transform import normalise
-
-    assert (visualize.picture(normalise(image)) == image).all()
-    assert (visualize.picture(image.transpose(2, 0, 1)) == image).all()
+        overlay(image[..., 0], np.zeros((40, 60)))
+    with pytest.raises(ValueError, match="uint8"):
+        overlay(image.astype(np.float32), np.zeros((40, 60)))
 
 
 def test_heatmap_orders_values_and_survives_odd_maps():
     values = torch.arange(6.0).reshape(2, 3)
-    heat = visualize.heatmap(values, (20, 30))
+    heat = heatmap(values, (20, 30))
     assert heat.shape == (20, 30, 3) and heat.dtype == np.uint8
     dark, bright = heat[0, 0].astype(int), heat[-1, -1].astype(int)
     assert bright[1] > dark[1] + 100 and dark[2] > bright[2]  # viridis: from blue to yellow
-    assert (visualize.heatmap(10 * values - 3, (20, 30)) == heat).all()  # own range
-    assert len(np.unique(visualize.heatmap(np.ones((2, 2)), (4, 4)).reshape(-1, 3), axis=0)) == 1
-    gaps = visualize.heatmap(np.array([[np.nan, 1.0], [0.0, np.inf]]), (2, 2))
+    assert (heatmap(10 * values - 3, (20, 30)) == heat).all()  # own range
+    assert len(np.unique(heatmap(np.ones((2, 2)), (4, 4)).reshape(-1, 3), axis=0)) == 1
+    gaps = heatmap(np.array([[np.nan, 1.0], [0.0, np.inf]]), (2, 2))
     assert (gaps[0, 0] == gaps[1, 0]).all() and (gaps[1, 1] == gaps[1, 0]).all()
 
 
@@ -89,7 +96,7 @@ def test_iou_against_sets(found, true, ignored):
     mask = np.where(bits(ignored) == 1, 255, bits(true)).astype(np.uint8)
     counted = 0xFFFF & ~ignored
     union = (found | true) & counted
-    value = visualize.iou(bits(found), mask)
+    value = iou(bits(found), mask)
     if union:
         assert value == (found & true & counted).bit_count() / union.bit_count()
     else:
@@ -113,14 +120,14 @@ def episode(image, shots=1):
 
 def titles(monkeypatch) -> list[str]:
     seen: list[str] = []
-    strip = visualize._strip
-    monkeypatch.setattr(visualize, "_strip", lambda *a: seen.append(a[0]) or strip(*a))
+    strip = panels._strip
+    monkeypatch.setattr(panels, "_strip", lambda *a: seen.append(a[0]) or strip(*a))
     return seen
 
 
 def test_panel_names_class_and_iou(image, monkeypatch):
     seen = titles(monkeypatch)
-    drawn = visualize.panel(**episode(image), class_name="Çılbır", title="run 3")
+    drawn = panel(**episode(image), class_name="Çılbır", title="run 3")
     assert drawn.dtype == np.uint8 and drawn.ndim == 3
     assert drawn.shape[1] == 4 * 246 + 6
     assert seen[0] == "Çılbır  ·  IoU 0.333  ·  run 3"
@@ -135,7 +142,7 @@ def test_panel_names_class_and_iou(image, monkeypatch):
 def test_panel_with_many_supports_and_nothing_known(image, monkeypatch):
     seen = titles(monkeypatch)
     parts = episode(image, shots=8) | {"query_mask": None, "prior": None, "correlations": None}
-    drawn = visualize.panel(**parts)
+    drawn = panel(**parts)
     assert [s for s in seen if s.startswith("support")] == [
         f"support {i} of 8" for i in range(1, 6)
     ]
@@ -145,8 +152,8 @@ def test_panel_with_many_supports_and_nothing_known(image, monkeypatch):
 
 def test_panel_shows_the_prediction(image):
     parts = episode(image)
-    other = visualize.panel(**(parts | {"prediction": np.zeros_like(parts["prediction"])}))
-    drawn = visualize.panel(**parts)
+    other = panel(**(parts | {"prediction": np.zeros_like(parts["prediction"])}))
+    drawn = panel(**parts)
     differs = (drawn != other).any(axis=(0, 2))
     assert differs[2 * 246 + 6 : 3 * 246].any()  # the third tile
     left = drawn[60:][:, : 2 * 246] != other[60:][:, : 2 * 246]
@@ -154,47 +161,47 @@ def test_panel_shows_the_prediction(image):
 
 
 def test_long_titles_are_shortened(image):
-    assert visualize._strip("x" * 500, 200, 22, 12).shape == (22, 200, 3)
+    assert _strip("x" * 500, 200, 22, 12).shape == (22, 200, 3)
 
 
 def test_label_overlay_and_palette(image):
     labels = np.zeros((40, 60), np.uint8)
     labels[:10], labels[30:] = 1, 2
-    drawn = visualize.label_overlay(image, labels, alpha=1.0)
-    assert (drawn[3, 20] == visualize.class_colour(1)).all()
-    assert (drawn[36, 20] == visualize.class_colour(2)).all()
+    drawn = label_overlay(image, labels, alpha=1.0)
+    assert (drawn[3, 20] == class_colour(1)).all()
+    assert (drawn[36, 20] == class_colour(2)).all()
     assert (drawn[20] == image[20]).all()
-    palette = visualize.label_palette()
-    assert len(palette) == 768 and tuple(palette[3:6]) == visualize.class_colour(1)
+    palette = label_palette()
+    assert len(palette) == 768 and tuple(palette[3:6]) == class_colour(1)
 
 
 def test_write_png_names_what_it_cannot_write(tmp_path, image):
-    path = visualize.write_png(tmp_path / "new" / "a.png", image)
+    path = write_png(tmp_path / "new" / "a.png", image)
     assert (cv2.imread(str(path))[..., ::-1] == image).all()
     with pytest.raises(FewShotError, match="a.png"):
-        visualize.write_png(path / "b.png", image)
+        write_png(path / "b.png", image)
 
 
 def test_charts_are_written(tmp_path):
     scores = {"final": {"cat": 0.7, "dog": 0.5}, "meta": {"cat": 0.6, "dog": 0.4}}
     paths = [
-        visualize.class_iou_chart(tmp_path / "class.png", scores),
-        visualize.run_spread_chart(tmp_path / "runs.png", {"1,000": [0.5, 0.6], "10,000": [0.55]}),
-        visualize.leakage_chart(tmp_path / "leak.png", {"cat": {"cat": 9, "dog": 1}, "cow": {}}),
+        class_iou_chart(tmp_path / "class.png", scores),
+        run_spread_chart(tmp_path / "runs.png", {"1,000": [0.5, 0.6], "10,000": [0.55]}),
+        leakage_chart(tmp_path / "leak.png", {"cat": {"cat": 9, "dog": 1}, "cow": {}}),
     ]
     for path in paths:
         assert cv2.imread(str(path)).std() > 5
     with pytest.raises(ValueError):
-        visualize.class_iou_chart(tmp_path / "none.png", {})
+        class_iou_chart(tmp_path / "none.png", {})
     with pytest.raises(ValueError):
-        visualize.run_spread_chart(tmp_path / "none.png", {"1,000": []})
+        run_spread_chart(tmp_path / "none.png", {"1,000": []})
     with pytest.raises(ValueError):
-        visualize.leakage_chart(tmp_path / "none.png", {})
+        leakage_chart(tmp_path / "none.png", {})
 
 
 def test_leakage_counts_true_classes_of_predicted_pixels():
     labels = np.array([[0, 3], [3, 255]], np.uint8)
-    counts = visualize.leakage_counts(np.array([[1, 1], [0, 1]]), labels)
+    counts = leakage_counts(np.array([[1, 1], [0, 1]]), labels)
     assert counts.shape == (256,) and counts[[0, 3, 255]].tolist() == [1, 1, 1]
     assert counts.sum() == 3
 
@@ -202,7 +209,7 @@ def test_leakage_counts_true_classes_of_predicted_pixels():
 @given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=30), st.integers(0, 6))
 @settings(max_examples=100, deadline=None)
 def test_chosen_episodes(scores, count):
-    chosen = visualize.choose_episodes(scores, count)
+    chosen = choose_episodes(scores, count)
     every = chosen["best"] + chosen["median"] + chosen["worst"]
     defined = [s for s in scores if s == s]
     assert len(every) == len(set(every)) == min(3 * count, len(defined))

@@ -1,0 +1,1 @@
+"""Pictures for people: overlays and heat maps, panels of episodes, charts."""
