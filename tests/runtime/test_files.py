@@ -39,7 +39,7 @@ WRITES = re.compile(
     r"""open\([^)\n]*["'][wax]b?\+?["']|\.write_(text|bytes)\(|savefig\(|imwrite\(|np\.savez?\(|"""
     r"""\.save\(|json\.dump\(|torch\.save\(|\.to_csv\("""
 )
-IN_MEMORY = ("content, ", "buffer", "state", "snapshot")
+IN_MEMORY = ("content, ", "buffer", "state", "snapshot", "walk")
 
 
 def test_nothing_writes_a_file_past_the_one_writer():
