@@ -96,6 +96,8 @@ def evaluate(
     distributed.on_main(lambda: check_writable(output))
     index = distributed.on_main(lambda: build_index(cfg, "test"))
 
+    if cfg.fold.note and distributed.is_main():
+        print(f"note: {cfg.fold.note}")
     evaluator = Evaluator(cfg, index, device)
     partial = Partial(output, stop, versions())
     result = evaluator.run(

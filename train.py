@@ -56,7 +56,7 @@ class EpisodicStage(Stage):
             f"{cfg.shot} shot: {learnable_parameters(model, cfg):,} learnable parameters, "
             f"{len(dataset):,} episodes an epoch"
         )
-        self.notes = [note for note in [dataset.sampler.dropped_message()] if note]
+        self.notes = [dataset.sampler.dropped_message()]
         try:
             if cfg.evaluate:
                 self.evaluator = Evaluator(cfg, self.val_index, device, keep_frozen=True)

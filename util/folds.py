@@ -61,6 +61,7 @@ class Fold:
     validation  ids of the classes validated on while training; empty: those of ``novel``
     trained     domain shift: the fold of another data set that the model was trained on
     source      where the split comes from, for the result file
+    unlisted    ids of the classes that are in no part of the data set, since no class list has them
     """
 
     base: tuple[int, ...]
@@ -69,12 +70,21 @@ class Fold:
     validation: tuple[int, ...] = ()
     trained: Fold | None = None
     source: str = "table"
+    unlisted: tuple[int, ...] = ()
 
     def classes(self, mode: str) -> tuple[int, ...]:
         """Ids of the classes that episodes of ``mode`` (train, base, val or test) are about."""
         if mode == "val":
             return self.validation or self.novel
         return {"train": self.base, "base": self.base, "test": self.novel}[mode]
+
+    @property
+    def note(self) -> str:
+        """One sentence that names the classes left out of every part, or an empty string."""
+        if not self.unlisted:
+            return ""
+        named = ", ".join(self.names[class_id] for class_id in self.unlisted)
+        return f"{self.source}: {len(self.unlisted)} class(es) in none of them, left out: {named}"
 
     @property
     def base_names(self) -> list[str]:
@@ -249,6 +259,7 @@ def _shifted(cfg: Any, names: dict[int, str]) -> Fold:
 
 def _fss(cfg: Any, names: dict[int, str]) -> Fold:
     """Train, validation and test classes: from the user's lists, or by a seeded split."""
+    unlisted: tuple[int, ...] = ()
     if cfg.split_lists is not None:
         folder = Path(cfg.split_lists)
         ids = {name: class_id for class_id, name in names.items()}
@@ -257,6 +268,7 @@ def _fss(cfg: Any, names: dict[int, str]) -> Fold:
         twice = [names[class_id] for class_id, count in counts.items() if count > 1]
         if twice:
             raise FewShotError(f"{folder}: the class '{twice[0]}' stands in two of the lists")
+        unlisted = tuple(class_id for class_id in names if class_id not in counts)
         source = f"class lists of {folder}"
     else:
         if len(names) < 3:
@@ -265,7 +277,7 @@ def _fss(cfg: Any, names: dict[int, str]) -> Fold:
         train, val = (max(1, len(names) * share // 1000) for share in _FSS_SHARES)
         parts = [tuple(sorted(part.tolist())) for part in np.split(order, [train, train + val])]
         source = "seeded split over the sorted class names, not the published lists"
-    return Fold(parts[0], parts[2], names, validation=parts[1], source=source)
+    return Fold(parts[0], parts[2], names, validation=parts[1], source=source, unlisted=unlisted)
 
 
 def _listed(folder: Path, stems: Sequence[str], ids: dict[str, int]) -> tuple[int, ...]:

@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     report: dict[str, Any] = {"config": options.config, "data_set": cfg.data_set}
     report |= {"split": cfg.split, "shot": cfg.shot, "classes_from": cfg.fold.source}
+    report["unlisted"] = [cfg.fold.names[class_id] for class_id in cfg.fold.unlisted]
+    if cfg.fold.note:
+        print(f"note: {cfg.fold.note}")
     if options.check:
         report["lists"] = check(cfg)
     elif not options.stats:

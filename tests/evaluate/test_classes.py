@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_evaluate import ColourModel, make_data
+from util import list_report
 from util.config import load_config
 from util.evaluate import Evaluator, plan_tasks
 from util.lists import build_index, in_turn
@@ -26,17 +28,15 @@ def make_tree(root: Path, sizes: dict[str, int]) -> Path:
     """Class folders with ``sizes[name]`` pictures of 8 x 8, each of them an object of 9 pixels."""
     image, mask = np.full((8, 8, 3), 90, np.uint8), np.zeros((8, 8), np.uint8)
     mask[2:5, 2:5] = 255
-    files = {".jpg": encoded(".jpg", image), ".png": encoded(".png", mask)}
     root.mkdir()
-    for suffix, content in files.items():
-        (root / f"one{suffix}").write_bytes(content)
+    shared, picture = root / "one.png", encoded(".jpg", image)
+    shared.write_bytes(encoded(".png", mask))
     for name, pictures in sizes.items():
         (root / name).mkdir()
         for number in range(pictures):
-            for suffix in files:  # links: quicker than thousands of files
-                os.link(root / f"one{suffix}", root / name / f"{number}{suffix}")
-    for suffix in files:
-        (root / f"one{suffix}").unlink()
+            (root / name / f"{number}.jpg").write_bytes(picture)
+            os.link(shared, root / name / f"{number}.png")  # quicker than another file
+    shared.unlink()
     return root
 
 
@@ -165,3 +165,24 @@ def test_training_says_so_through_its_log(tmp_path, capsys) -> None:
         evaluator.run(ColourModel(), [321], 2, progress=False, say=lines.append)
     assert len(lines) == 1 and "pear" in lines[0]
     assert capsys.readouterr().out == ""
+
+
+# --------------------------------------------------------------------------- classes in no list
+
+
+def test_a_class_in_none_of_the_three_lists_is_counted_and_named(tmp_path, capsys) -> None:
+    names = ("ant", "bee", "cow", "dog", "elk")
+    tree = make_tree(tmp_path / "tree", dict.fromkeys(names, 2))
+    lists = tmp_path / "parts"
+    lists.mkdir()
+    for part, name in (("trn", "ant"), ("val", "bee"), ("test", "cow")):
+        (lists / f"{part}.txt").write_text(f"{name}\n")
+    cfg = configure(tree, "split_lists", lists, data_set="fss")
+    assert "2 class(es)" in cfg.fold.note and cfg.fold.note.endswith("dog, elk")
+    options = ["--config", str(tree.with_suffix(".yaml")), "--opts", "split_lists", str(lists)]
+    report = tmp_path / "report.json"
+    list_report.main(["--json", str(report), *options, "min_pixels", "1"])
+    assert json.loads(report.read_text())["unlisted"] == ["dog", "elk"]
+    assert cfg.fold.note in capsys.readouterr().out
+    (lists / "val.txt").write_text("bee\ndog\nelk\n")
+    assert cfg.replace(split_lists=str(lists)).fold.note == ""

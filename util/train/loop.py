@@ -114,7 +114,7 @@ def fit(
     distributed.barrier()
     log = RunLog(store.folder, first_step=at.iteration)
     previous = store.begin(resumed=at.iteration > 0) if distributed.is_main() else None
-    for note in (*cfg.notes, *stage.notes):
+    for note in filter(None, (*cfg.notes, cfg.fold.note, *stage.notes)):
         log.say(note)
     if previous:
         log.say(f"an earlier run's checkpoints move to {previous} at the first save")
