@@ -1,18 +1,12 @@
-"""What tests share: evaluations that note how clearly they decided, the machine under test."""
+"""What tests share: evaluations that note how clearly they decided."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
-import torch
 
 from tests.equality import noting
 from util.evaluate import Evaluator
 from util.evaluate.tally import Tally
-
-if os.environ.get("TEST_WITHOUT_ONEDNN"):  # one of the configurations of tests/portable.py
-    torch.backends.mkldnn.enabled = False
 
 
 @pytest.fixture

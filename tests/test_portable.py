@@ -34,7 +34,7 @@ def test_settings_take_effect(name) -> None:
     """In a new process: torch's own instructions, oneDNN, threads."""
     if missing(name, here()):
         pytest.skip(f"this processor cannot run {name}")
-    words = "import torch, tests.conftest as _; print(torch.backends.cpu.get_cpu_capability(), "
+    words = "import torch, tests; print(torch.backends.cpu.get_cpu_capability(), "
     words += "torch.backends.mkldnn.enabled, torch.get_num_threads())"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **CONFIGURATIONS[name].variables}
     done = subprocess.run(
