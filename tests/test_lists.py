@@ -17,10 +17,11 @@ from PIL import Image
 
 from util import lists as lists_module
 from util.config import load_config
+from util.dataset import PictureDataset
 from util.errors import FewShotError
 from util.folds import Fold
 from util.list_files import Source, find_pairs, folder_pairs
-from util.list_report import main
+from util.list_report import check, main
 from util.lists import build_index, count_pixels, parallel, read_list, scan, select
 from util.prepare.coco import prepare
 
@@ -295,12 +296,46 @@ def test_pictures_and_masks_of_a_class_folder_must_match(tmp_path):
         folder_pairs(folder)
 
 
-def test_class_folder_masks_without_object_are_no_entries(tmp_path):
+def test_black_and_white_masks_in_a_list_are_named_with_what_255_means(data, caplog, capsys):
+    """Of one picture: it is left out and named. Of all: nothing is left, and that is why."""
+    bad = data / "root" / "masks" / "a.png"
+    save(bad, np.array(Image.open(bad).convert("L"), np.uint8).astype(bool) * np.uint8(255))
+    index = build_index(config_of(data), "train")
+    assert "a" not in names_of(index)
+    assert f"{bad}: the mask holds no value but 255" in caplog.text and "ignored" in caplog.text
+    report = check(config_of(data))
+    assert {entry["file"] for part in report for entry in part["bad"]} == {str(bad)}
+    assert "255 means ignored in a list" in report[0]["bad"][0]["problem"]
+    for path in (data / "root" / "masks").glob("*.png"):
+        save(path, (np.array(Image.open(path).convert("L")) > 0) * np.uint8(255))
+    with pytest.raises(FewShotError, match="png: .*255 means ignored.*more such masks"):
+        build_index(config_of(data), "val")
+    for part in check(config_of(data)):
+        assert len(part["bad"]) == part["pairs"] - 1  # one has always been empty
+
+
+def test_a_border_in_class_folders_is_neither_object_nor_background(tmp_path):
+    root = make_folders(tmp_path / "root")
+    mask = np.zeros((50, 60), np.uint8)
+    mask[10:30], mask[30:33] = 1, 255
+    for path in root.glob("*/*.png"):
+        save(path, mask)
+    (tmp_path / "own.yaml").write_text(f"DATA: {{data_set: mine, data_root: {root}}}\n")
+    cfg = config_of(tmp_path, "min_pixels", 1200)
+    index = build_index(cfg, "val")
+    assert {c: len(places) for c, places in index.per_class.items()} == {1: 3, 2: 3, 3: 1}
+    target = PictureDataset(cfg, index)[index.per_class[1][0]].target
+    assert (target.numpy() == mask).all()
+    assert not any(part["bad"] for part in check(cfg))
+
+
+def test_class_folder_masks_without_object_are_no_entries(tmp_path, caplog):
     root = make_folders(tmp_path / "root")
     save(root / "apple" / "2.png", np.zeros((50, 60), np.uint8))
     (tmp_path / "own.yaml").write_text(f"DATA: {{data_set: mine, data_root: {root}}}\n")
     index = build_index(config_of(tmp_path, "min_pixels", 1), "val")
     assert [index.pairs[p].image.name for p in index.per_class[1]] == ["1.jpg", "10.jpg"]
+    assert f"left out: {root}/apple/2.png: no object in the mask" in caplog.text
 
 
 # ---------------------------------------------------------------------------- published lists

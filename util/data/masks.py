@@ -18,6 +18,8 @@ from util.errors import FewShotError
 IGNORE = 255
 _BORDER = 0xE0E0C0  # VOC's colour of pixels to be ignored, as packed by _packed
 _DARK, _LIGHT = 31, 224  # what soft edges and compression may make of black and of white
+_NOISE = 3  # how far compression moves the values of a flat area
+_SLOPE = 48  # how far the greys of 3 x 3 pixels on a soft edge lie apart at least
 _GREY, _GREY_LOSSY = 16, 48  # how far the channels of a grey pixel may lie apart
 _SQUARE = np.ones((3, 3), np.uint8)
 _ADVICE = (
@@ -79,23 +81,24 @@ def object_of_values(
 
 def _black_and_white(values: np.ndarray, found: np.ndarray, lossy: bool) -> bool:
     """Whether all greys are soft edges or noise: thin, and from black to white."""
-    white = np.count_nonzero(values >= _LIGHT)
-    few = white // 200
     if found[-1] < _LIGHT or (found[0] > _DARK and not lossy):
         return False
-    between = (values > _DARK) & (values < _LIGHT)
+    counts = np.bincount(values.ravel(), minlength=256)
+    few = counts[_LIGHT:].sum() // 200
     # Compression leaves many values near black and near white, labels are few.
     noisy = lossy or min(np.sum(found <= _DARK), np.sum(found >= _LIGHT)) > 2
-    other = between if noisy else (values != found[0]) & (values != found[-1])
-    flat = other & (cv2.erode(values, _SQUARE) == cv2.dilate(values, _SQUARE))
+    black, white = counts[: _DARK + 1].argmax(), _LIGHT + counts[_LIGHT:].argmax()
+    away = np.minimum(*(np.abs(np.arange(256) - ground) for ground in (black, white)))
+    other = (away > (_NOISE if noisy else 0))[values]
+    between = (values > _DARK) & (values < _LIGHT)
+    slope = cv2.dilate(values, _SQUARE) - cv2.erode(values, _SQUARE)
+    if np.count_nonzero(other & (slope == 0)) > few or between.sum() > values.size // 3:
+        return False
+    if noisy:
+        return np.count_nonzero(between & (slope < _SLOPE)) <= 10 * few
     # Labels beside a border of 255 that are too thin to be flat lie on the dark side only.
-    dark = 0 if noisy else np.count_nonzero(other & (values < 64))
-    light = np.count_nonzero(other & (values >= 192))
-    return (
-        np.count_nonzero(flat) <= few
-        and np.count_nonzero(between) <= values.size // 3
-        and (dark <= few or light > few)
-    )
+    dark, light = other & (values < 64), other & (values >= 192)
+    return bool(dark.sum() <= few or light.sum() > few)
 
 
 def object_of_colours(pixels: np.ndarray, name: str, lossy: bool = False) -> np.ndarray:
@@ -110,7 +113,7 @@ def object_of_colours(pixels: np.ndarray, name: str, lossy: bool = False) -> np.
     packed = _packed(pixels)
     found = np.unique(packed)
     others = found[found != 0]
-    if others.size == 2 and _BORDER in others:
+    if others.size == 2 and found.size == 3:
         others = others[others != _BORDER]
     if others.size == 1 and not lossy:
         result = (packed == others[0]).astype(np.uint8)

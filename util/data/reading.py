@@ -57,6 +57,7 @@ def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
             if pixels is not None:
                 return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     with decoding(path, "picture"), Image.open(io.BytesIO(data)) as image:
+        _check_bmp(image, data, path)
         return image_of(image, str(path), orient)
 
 
@@ -86,6 +87,7 @@ def read_mask(
     """
     data = _read_bytes(path, "mask")
     with decoding(path, "mask"), Image.open(io.BytesIO(data)) as image:
+        _check_bmp(image, data, path)
         return mask_of(image, str(path), binary, label, orient)
 
 
@@ -215,6 +217,16 @@ def _read_bytes(path: str | Path, what: str) -> bytes:
     if not data:
         raise FewShotError(f"{path}: the {what} file is empty")
     return data
+
+
+def _check_bmp(image: Image.Image, data: bytes, path: str | Path) -> None:
+    """Pillow takes a palette of black and white for 1 bit a pixel and one of greys for 8, whatever
+    there is, and reads other pixels."""
+    bits = int.from_bytes(data[28:30], "little")
+    if image.format == "BMP" and {"1": 1, "L": 8}.get(image.mode, bits) != bits:
+        raise FewShotError(
+            f"{path}: this kind of BMP ({bits} bits, a palette of greys) cannot be read; save a PNG"
+        )
 
 
 def _reason(error: BaseException) -> str:
