@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from tests import prepare_trees as trees
+from tests.training_case import ROOT
+from util.config import load_config
 from util.errors import FewShotError, Interrupted
+from util.lists import build_index
 from util.prepare import pascal
 from util.prepare.__main__ import main
 
@@ -180,6 +183,28 @@ def test_fss_from_an_archive_and_from_a_nested_tree(tmp_path, capsys):
     assert f"--opts data_root {tree}\n" in capsys.readouterr().out
     prepare("fss", tmp_path / "tree", tmp_path / "lists", "--out", tmp_path / "out")
     assert (tmp_path / "out" / "class_3" / "2.png").is_file()
+
+
+def test_a_nested_fss_is_found_by_the_configuration_without_further_options(tmp_path):
+    for place in ("", "fewshot_data", "fewshot_data/fewshot_data"):
+        root = tmp_path / (place.replace("/", "_") or "flat")
+        tree = trees.fss_tree(root / place)
+        (root / "__MACOSX" / "fewshot_data" / "class_0").mkdir(parents=True)
+        (root / "__MACOSX" / "fewshot_data" / "class_0" / "._1.jpg").touch()
+        if place:
+            prepare("fss", root, tmp_path / "lists")
+        cfg = load_config(ROOT / "config" / "fss" / "fss.yaml", ["data_root", root])
+        index = build_index(cfg, "test")
+        assert [pair.image.parent.parent for pair in index.pairs] == [tree] * len(index.pairs)
+        assert len(cfg.fold.names) == 4 and len(index.entries) == 2 * len(cfg.fold.novel)
+
+
+def test_two_folders_of_class_folders_are_named(tmp_path):
+    for name in ("new", "old"):
+        trees.fss_tree(tmp_path / "fss" / name)
+    cfg = load_config(ROOT / "config" / "fss" / "fss.yaml", ["data_root", tmp_path / "fss"])
+    with pytest.raises(FewShotError, match=r"fss/new and \S*fss/old both"):
+        build_index(cfg, "test")
 
 
 def test_fss_masks_are_checked(tmp_path):

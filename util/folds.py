@@ -48,6 +48,9 @@ _SYNONYMS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
+# Where FSS-1000's class folders may lie below its root, as archives unpack, and what shows them.
+FSS_PLACES = (".", "*", "*/*")
+FSS_MARKER = "*/1.jpg"
 _FSS_SHARES = (520, 240)  # of 1,000 classes; the other 240 are the test classes
 
 
@@ -190,11 +193,30 @@ def class_names(cfg: Any) -> Sequence[str]:
     if cfg.data_set in _TABLES:
         return _TABLES[cfg.data_set]
     if by_folder(cfg):
-        return class_folders(cfg.data_root)
+        return class_folders(class_root(cfg))
     raise FewShotError(
         f"DATA.class_names: data set '{cfg.data_set}' needs the names of its classes, in the "
         "order of their ids 1, 2, ..."
     )
+
+
+def class_root(cfg: Any) -> Path:
+    """The folder that holds the class folders: ``DATA.data_root``, or for FSS-1000 the one folder
+    in it, up to two deep, to which an archive was unpacked.
+
+    Raises :class:`FewShotError` naming the folders when there are several.
+    """
+    root = Path(cfg.data_root)
+    for place in FSS_PLACES if cfg.data_set == "fss" else ():
+        places = [root] if place == "." else sorted(root.glob(place))
+        found = [folder for folder in places if next(folder.glob(FSS_MARKER), None)]
+        if len(found) > 1:
+            raise FewShotError(
+                f"DATA.data_root: {found[0]} and {found[1]} both hold class folders; name one"
+            )
+        if found:
+            return found[0]
+    return root
 
 
 def class_folders(root: str | Path) -> list[str]:

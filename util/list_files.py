@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from util.errors import FewShotError
-from util.folds import Fold, by_folder
+from util.folds import Fold, by_folder, class_root
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _LITERAL_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
@@ -148,7 +148,7 @@ def _short(text: str) -> str:
 
 
 def _folder_source(cfg: Any, fold: Fold) -> Source:
-    root = Path(cfg.data_root)
+    root = class_root(cfg)
     pairs: list[Pair] = []
     classes: list[int] = []
     for class_id, name in fold.names.items():

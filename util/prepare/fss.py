@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from util.data.reading import read_pair
+from util.folds import FSS_MARKER, FSS_PLACES
 from util.prepare.archives import Source, locate
 from util.prepare.steps import Prepared, Row, link_folder, run_all
 
@@ -18,8 +19,8 @@ FSS = Source(
     member=r"(?:(?!__MACOSX).*/)?(?P<path>[^/.][^/]*/\d+\.(?:jpg|png))",
     needed=r".*/1\.jpg",
     folder=".",
-    unpacked=(".", "*", "*/*"),
-    marker="*/1.jpg",
+    unpacked=FSS_PLACES,
+    marker=FSS_MARKER,
     where="get it by the link on https://github.com/HKUSTCV/FSS-1000",
 )
 
