@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 
@@ -226,6 +227,25 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(case, monkeypat
         run(case, "stage2", "nan", resume="auto", max_iterations=4, evaluate=False)
     assert caught.value.status == 3
     assert (folder / "last.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "stage, kind, files", [("stage1", BaseStage, 1), ("stage2", EpisodicStage, 2)]
+)
+def test_every_micro_batch_behind_a_bad_loss_is_named_once(case, monkeypatch, stage, kind, files):
+    """accumulate 2 of batch 2: four items; with 1 shot an episode is read from two pictures."""
+    losses = kind.forward
+
+    def poisoned(self, batch):
+        return {name: term * math.nan for name, term in losses(self, batch).items()}
+
+    monkeypatch.setattr(kind, "forward", poisoned)
+    with pytest.raises(NonFiniteLoss) as caught:
+        run(case, stage, "nan2", max_iterations=1, batch_size=2, accumulate=2, evaluate=False)
+    named = re.search(r"files: (.*); last good checkpoint", str(caught.value))[1].split(", ")
+    assert len(named) == 4 * files
+    if stage == "stage1":  # other items in each micro-batch; episodes may share pictures
+        assert len(set(named)) == 4
 
 
 def test_half_precision_trains(case):
