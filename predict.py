@@ -17,7 +17,8 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,11 @@ class Support:
     def __init__(self, image: Path, mask: str, class_name: str) -> None:
         self.image, self.mask, self.class_name = image, mask, class_name
 
-    def annotation(self) -> dict[str, Any]:
-        """Keyword arguments for :meth:`FewShotPredictor.add_support`."""
+    def annotation(self, read_coco: Callable[[Path], CocoFile] = CocoFile) -> dict[str, Any]:
+        """Keyword arguments for :meth:`FewShotPredictor.add_support`.
+
+        read_coco: reads a COCO file; many supports may share one, which can be large.
+        """
         if self.mask.startswith("box:"):
             try:
                 box = [float(value) for value in self.mask[4:].split(",")]
@@ -60,11 +64,15 @@ class Support:
                 raise FewShotError(f"'{self.mask}' is no box: write box:x0,y0,x1,y1 in pixels")
             return {"box": box}
         if self.mask.lower().endswith(".json"):
-            return {"mask": self._from_coco(CocoFile(Path(self.mask)))}
-        path, sep, label = self.mask.rpartition("#")
-        if sep and label.isdigit():
-            return {"mask": Path(path), "label": int(label)}
-        return {"mask": Path(self.mask)}
+            return {"mask": self._from_coco(read_coco(Path(self.mask)))}
+        path, label = self._labelled()
+        return {"mask": path} if label is None else {"mask": path, "label": label}
+
+    def _labelled(self) -> tuple[Path, int | None]:
+        """The path of the mask, and the label that follows it (``mask.png#7``)."""
+        path, _, label = self.mask.rpartition("#")
+        asked = path and label.isascii() and label.isdecimal() and len(label) < 10
+        return (Path(path), int(label)) if asked else (Path(self.mask), None)
 
     def _from_coco(self, annotations: CocoFile) -> np.ndarray:
         stored, orientation = picture_size(self.image)
@@ -83,8 +91,7 @@ class Support:
         """The files that it is read from."""
         if self.mask.startswith("box:"):
             return [self.image]
-        path, sep, label = self.mask.rpartition("#")
-        return [self.image, Path(path if sep and label.isdigit() else self.mask)]
+        return [self.image, self._labelled()[0]]
 
 
 def support_folder(folder: Path) -> list[Support]:
@@ -301,8 +308,11 @@ def main() -> None:
     run_id = fingerprint(supports, weight, {"config": cfg.to_dict(), "head": options.head})
 
     predictor = FewShotPredictor.from_config(cfg, weight, options.device, options.head)
+    read_coco = cache(CocoFile)
     for support in tqdm(supports, desc="supports", unit="picture"):
-        predictor.add_support(support.image, class_name=support.class_name, **support.annotation())
+        predictor.add_support(
+            support.image, class_name=support.class_name, **support.annotation(read_coco)
+        )
     try:
         summary = predict_all(predictor, queries, output, run_id)
     except KeyboardInterrupt:

@@ -170,7 +170,9 @@ def test_support_kinds(monkeypatch, weight, place):
         ("coco.json", "cup", "no category 'cup'"),
         ("labels.png", "x", "several labels"),
         ("labels.png#5", "x", "label 5"),
+        ("labels.png#²", "x", "labels.png#²"),
         ("box:1,2,3", "x", "box:x0,y0,x1,y1"),
+        ("box:0.1,0.2,0.6,0.7", "x", "s.png': .* corners are 8,12,48,42"),
         ("nothing.json", "x", "nothing.json"),
     ):
         mask_name = mask_name if mask_name.startswith("box") else f"{place}/{mask_name}"

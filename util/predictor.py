@@ -188,7 +188,10 @@ class FewShotPredictor:
         else:
             pixels = pixels_of(image)
             size = pixels.shape[:2]
-            annotation = polygon_mask(size, polygons) if box is None else box_mask(size, box)
+            try:
+                annotation = polygon_mask(size, polygons) if box is None else box_mask(size, box)
+            except FewShotError as error:
+                raise FewShotError(f"{what}: {error}") from error
         small = self._fit(pixels, annotation)
         if not (small[1] == 1).any():
             raise FewShotError(

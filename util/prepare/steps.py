@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from util.errors import FewShotError
 from util.lists import parallel
@@ -136,7 +136,7 @@ def picture_size(picture: Path) -> tuple[tuple[int, int], int]:
             return (image.height, image.width), image.getexif().get(ORIENTATION, 1)
     except FileNotFoundError as error:
         raise FewShotError(f"{picture} is missing") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FewShotError(f"{picture} cannot be read as a picture") from error
 
 
