@@ -173,3 +173,12 @@ def test_torchrun_writes_the_same_result(config, tmp_path) -> None:
     shared = start("two.json", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     assert shared.pop("timing")["processes"] == 2 and alone.pop("timing")["processes"] == 1
     assert shared == alone
+
+
+def test_ctrl_c_outside_the_walk_is_one_sentence_too(capsys) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    assert end.value.code == 75 and capsys.readouterr().err == "error: interrupted\n"

@@ -35,7 +35,7 @@ class NonFiniteLoss(FewShotError):
 
 
 class Interrupted(FewShotError):
-    """SIGTERM or SIGINT arrived; the state was saved and the run can be resumed."""
+    """SIGTERM or SIGINT arrived; what a run had done is saved and the same command goes on."""
 
     status = EXIT_INTERRUPTED
     final = False
@@ -75,6 +75,8 @@ def run(main: Callable[[], None]) -> None:
             if error.errno not in NO_FILES_LEFT:
                 raise
             raise FewShotError(too_many_files()) from error
+        except KeyboardInterrupt as error:  # where nobody waits for signals (StopRequest)
+            raise Interrupted("interrupted") from error
     except FewShotError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if error.final:
