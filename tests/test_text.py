@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from util.errors import run
 from util.evaluate import grid as text_grid
 from util.logger import RunLog
 from util.predictor import Prediction
-from util.results import write_results
+from util.results import write_json, write_results
 from util.runtime.files import file_name
 
 NAMES = (
@@ -106,6 +107,13 @@ def test_a_table_keeps_its_lines(rows):
     markdown = report._markdown_table([["a", "b"], *rows], left=(0,)).splitlines()
     assert len(markdown) == len(rows) + 2
     assert {line.replace("\\|", "").count("|") for line in markdown} == {3}
+
+
+@given(content=st.dictionaries(TEXT, TEXT, max_size=3))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_json_keeps_every_name(tmp_path, content):
+    write_json(tmp_path / "x.json", content)
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == content
 
 
 def test_tensorboard_takes_every_name(tmp_path):

@@ -17,7 +17,7 @@ from typing import Any
 
 from util.config import add_config_arguments, load_config
 from util.episodes import EpisodeSampler
-from util.errors import FewShotError
+from util.errors import FewShotError, one_line
 from util.folds import by_folder, split_count
 from util.list_files import Pair, Source, find_pairs, parse_list
 from util.lists import (
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             draw_stats(report["stats"], f"{cfg.data_set}: categories in a picture", options.png)
     if options.json:
         text = json.dumps(report, indent=1, ensure_ascii=False)
-        write_atomically(options.json, text.encode())
+        write_atomically(options.json, text.encode("utf-8", "backslashreplace"))
     bad = sum(len(entry["bad"]) for entry in report.get("lists", ()))
     if bad:
         raise FewShotError(f"{bad} bad file(s) or line(s) in the lists of '{cfg.data_set}'")
@@ -94,7 +94,7 @@ def overview(cfg: Any) -> dict[str, Any]:
         report[mode] = describe(cfg, mode, index)
         print(f"{mode}: {len(set(index.entries))} of {len(index.pairs)} pictures ({index.source})")
         for name, count in report[mode]["pictures"].items():
-            print(f"  {name:<20}{count:>7}")
+            print(f"  {one_line(name):<20}{count:>7}")
     return report
 
 
@@ -109,7 +109,7 @@ def describe(cfg: Any, mode: str, index: FoldIndex) -> dict[str, Any]:
         left_out, message = [index.names[c] for c in classes], str(found)
         error = message
     if message:
-        print(f"warning: {mode}: {message}")
+        print(f"warning: {mode}: {one_line(message)}")
     pictures = {index.names[c]: len(index.per_class[c]) for c in sorted(classes)}
     report = {"entries": len(index.entries), "pictures": pictures, "left_out": left_out}
     return report | ({"error": error} if error else {})
@@ -141,7 +141,7 @@ def check(cfg: Any) -> list[dict[str, Any]]:
         del entry["counts"]
         print(f"{entry['list']}: {entry['pairs']} pairs read, {len(entry['bad'])} bad")
         for problem in entry["bad"][:_MOST_SHOWN]:
-            print(f"  {problem['file']}: {problem['problem']}")
+            print(one_line(f"  {problem['file']}: {problem['problem']}"))
         if len(entry["bad"]) > _MOST_SHOWN:
             print(f"  and {len(entry['bad']) - _MOST_SHOWN} more (--json FILE names all)")
     return report

@@ -362,8 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text, end="")
     if options.output:
         files = {
-            "report.md": text.encode(),
-            "report.csv": comma_separated(tables).encode(),
+            "report.md": text.encode("utf-8", "backslashreplace"),
+            "report.csv": comma_separated(tables).encode("utf-8", "backslashreplace"),
             "report.png": chart(tables),
         }
         write(options.output, files)

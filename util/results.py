@@ -71,7 +71,9 @@ def write_results(output: Path, name: str, image: np.ndarray, result: Prediction
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that a killed run leaves the old file or the new one, never half a file."""
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    # Half a letter, out of a file name that is not UTF-8, is its escape in JSON too.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _small(image: np.ndarray, side: int = 640) -> np.ndarray:
