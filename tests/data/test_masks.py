@@ -270,6 +270,9 @@ def test_soft_edges_are_split_in_the_middle():
     values = np.array(soft(drawn))
     assert len(np.unique(values)) > 4
     assert (binary_mask(values) == (values >= 128)).all()
+    large = np.kron(drawn, np.ones((9, 9), bool))
+    wide = cv2.GaussianBlur(large * np.uint8(255), (0, 0), 5)  # a feathered edge
+    assert (binary_mask(wide) == (wide >= 128)).all()
     blurred = cv2.GaussianBlur(drawn * np.uint8(255), (0, 0), 40)
     with pytest.raises(FewShotError, match="several labels"):
         binary_mask(blurred)

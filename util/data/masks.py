@@ -19,8 +19,8 @@ IGNORE = 255
 _BORDER = 0xE0E0C0  # VOC's colour of pixels to be ignored, as packed by _packed
 _DARK, _LIGHT = 31, 224  # what soft edges and compression may make of black and of white
 _NOISE = 3  # how far compression moves the values of a flat area
-_SLOPE = 48  # how far the greys of 3 x 3 pixels on a soft edge lie apart at least
-_GREY, _GREY_LOSSY = 16, 48  # how far the channels of a grey pixel may lie apart
+_TOGETHER, _STEEP = 33, 48  # how many greys a label becomes; how far 3 x 3 of an edge lie apart
+_GREY = 16  # how far the channels of a grey pixel may lie apart
 _SQUARE = np.ones((3, 3), np.uint8)
 _ADVICE = (
     "draw one object white on black, or take one label: mask.png#7 for predict.py, label=7 in "
@@ -90,15 +90,17 @@ def _black_and_white(values: np.ndarray, found: np.ndarray, lossy: bool) -> bool
     black, white = counts[: _DARK + 1].argmax(), _LIGHT + counts[_LIGHT:].argmax()
     away = np.minimum(*(np.abs(np.arange(256) - ground) for ground in (black, white)))
     other = (away > (_NOISE if noisy else 0))[values]
-    between = (values > _DARK) & (values < _LIGHT)
     slope = cv2.dilate(values, _SQUARE) - cv2.erode(values, _SQUARE)
+    between = counts[_DARK + 1 : _LIGHT]
     if np.count_nonzero(other & (slope == 0)) > few or between.sum() > values.size // 3:
         return False
-    if noisy:
-        return np.count_nonzero(between & (slope < _SLOPE)) <= 10 * few
+    if noisy:  # edges are steep, or their greys are spread; those of a label lie together
+        gentle = (values > _DARK) & (values < _LIGHT) & (slope < _STEEP)
+        together = np.convolve(between, np.ones(_TOGETHER), "valid").max()
+        return bool(np.count_nonzero(gentle) <= 10 * few or together <= 0.4 * between.sum())
     # Labels beside a border of 255 that are too thin to be flat lie on the dark side only.
     dark, light = other & (values < 64), other & (values >= 192)
-    return bool(dark.sum() <= few or light.sum() > few)
+    return bool(dark.sum() <= max(few, 4 * light.sum()))
 
 
 def object_of_colours(pixels: np.ndarray, name: str, lossy: bool = False) -> np.ndarray:
@@ -121,8 +123,7 @@ def object_of_colours(pixels: np.ndarray, name: str, lossy: bool = False) -> np.
         return result
     apart = pixels.max(axis=2) - pixels.min(axis=2)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    near_grey = apart.max() <= (_GREY_LOSSY if lossy else _GREY)
-    if near_grey and _black_and_white(grey, levels(grey), lossy):
+    if apart.max() <= _GREY and _black_and_white(grey, levels(grey), lossy):
         return (grey >= 128).astype(np.uint8)
     some = ", ".join(str((int(c) >> 16, int(c) >> 8 & 255, int(c) & 255)) for c in others[:3])
     raise FewShotError(
