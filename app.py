@@ -32,10 +32,11 @@ from PIL import Image
 from util.draw.overlays import class_colour, heat_overlay, label_overlay, overlay
 from util.draw.panels import fit, grid
 from util.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
-from util.predictor import FewShotPredictor, model_of
+from util.predictor import FewShotPredictor
 from util.results import summarise, write_json, write_results
 from util.runtime.files import expanded
 from util.transform import read_image
+from util.weights.load import model_of
 
 DEMO_CONFIG = "config/demo/demo_split0_resnet18.yaml"
 MAX_FILE = "20mb"

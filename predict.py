@@ -27,11 +27,12 @@ from tqdm import tqdm
 
 from util.data.coco import CocoFile
 from util.errors import FewShotError, Interrupted, run
-from util.predictor import FewShotPredictor, model_of
+from util.predictor import FewShotPredictor
 from util.prepare.steps import LYING, picture_size
 from util.results import summarise, write_json, write_results
 from util.runtime.files import expanded, user_path
 from util.transform import read_image
+from util.weights.load import model_of
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MASKS = (".png", ".bmp", ".tif", ".tiff")

@@ -20,23 +20,26 @@ from torch import nn
 
 from model.fewshot import FewShotModel
 from util import distributed
-from util.config import Config, add_config_arguments, load_config
+from util.checkpoint import read_checkpoint
+from util.config import Config, add_config_arguments
 from util.draw.charts import class_iou_chart, leakage_chart, run_spread_chart
 from util.errors import FewShotError, run
-from util.evaluate import Evaluator, Partial, Result, load_model, weight_file
+from util.evaluate import Evaluator, Partial, Result
 from util.lists import FoldIndex, build_index
 from util.logger import versions, write_run_record
 from util.predict.figures import episode_figures
 from util.results import write_json
 from util.rng import use_tf32
-from util.runtime.files import expanded, user_path
+from util.runtime.files import expanded, refuse_input, user_path
 from util.runtime.workers import dead_workers
 from util.signals import StopRequest
+from util.weights.identity import origin_of
+from util.weights.load import load_model, model_of
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_config_arguments(parser)
+    add_config_arguments(parser, required=False)
     parser.add_argument(
         "--weight", type=expanded, metavar="FILE", help="default: the run's best.pth"
     )
@@ -68,12 +71,12 @@ def main() -> None:
     args = arguments()
     settings = [("episodes", args.episodes), ("runs", args.runs), ("weight", args.weight)]
     overrides = [item for pair in settings if pair[1] is not None for item in pair]
-    cfg = load_config(args.config, [*args.opts, *overrides])
+    cfg, weight = model_of(args.config, args.weight, [*args.opts, *overrides])
     if args.figures < 0:
         raise FewShotError(f"--figures must be 0 or more, not {args.figures}")
-    weight = weight_file(cfg)
     name = "result_swapped.json" if args.swap_supports else "result.json"
     output = args.output or cfg.exp_dir() / name
+    refuse_input(output, args.config, weight)
     with distributed.process_group() as device, dead_workers(), StopRequest() as stop:
         evaluate(args, cfg, weight, output, device, stop)
 
@@ -91,6 +94,7 @@ def evaluate(
     # The model, its weights, and a place for the result: what can be wrong shows now.
     say = print if distributed.is_main() else None
     model = load_model(cfg, weight, say).to(device)
+    origin = origin_of(read_checkpoint(weight), str(weight))
     if cfg.compile != "off":
         compile_learned(model, cfg.compile)
     distributed.on_main(lambda: check_writable(output))
@@ -112,7 +116,7 @@ def evaluate(
     )
 
     if distributed.is_main():
-        content = result.to_json(cfg, weight)
+        content = result.to_json(cfg, weight, origin.summary() if origin else None)
         if args.swap_supports:
             content["swapped_supports"] = True
         write_json(output, content)

@@ -46,7 +46,7 @@ class EpisodicStage(Stage):
                 raise ValueError(f"arch {cfg.arch} is trained with train_base.py")
             model.check_size(cfg.train_h, cfg.train_w)
             model.check_size(cfg.val_size, cfg.val_size)
-        load_pretrained(model, cfg)
+        self.start = load_pretrained(model, cfg)
         train_index, self.val_index = distributed.on_main(
             lambda: (build_index(cfg, "train"), build_index(cfg, "val") if cfg.evaluate else None)
         )

@@ -294,7 +294,8 @@ MISTAKES = {
     "picture and mask of different sizes": data(
         "train.py",
         lambda d: [save_mask(p, np.eye(30, dtype=np.uint8) + 1) for p in d.glob("*.png")],
-        r"\d+\.png.*30x30.*41x41|\d+\.jpg.*41x41.*30x30", ("min_pixels", 1, "folds", "[[2], [1]]")),
+        r"\d+\.png.*30x30.*41x41|\d+\.jpg.*41x41.*30x30",
+        ("min_pixels", 1, "folds", "[[2], [1]]", "arch", "HSNet")),
     "mask is RGB": data(
         "train.py", lambda d: save_mask(d / "3.png", np.zeros((SIDE, SIDE, 3), np.uint8)),
         r"3\.png: a mask needs one 8-bit channel.*RGB"),
@@ -324,7 +325,8 @@ MISTAKES = {
         "min_pixels", 999, words=r"list\.txt: no picture is left for split 0"),
     "a class that no picture shows": opts(
         "train.py", "class_names", "[disc, square, stripe, frame, ghost]", "folds", "[[5, 1], [2]]",
-        "protocol", "bam", "min_pixels", 999, words=r"list\.txt: no picture is left for split 0"),
+        "protocol", "bam", "min_pixels", 999, "arch", "HSNet",
+        words=r"list\.txt: no picture is left for split 0"),
     "fold holds out everything": opts("train.py", "folds", "[[1, 2, 3, 4]]", words=r"DATA\.folds"),
     "fold of unknown classes": opts("train.py", "folds", "[[9]]", words=r"folds"),
     "split 7": opts("train.py", "split", 7, words=r"split 7 is not a fold of tiny"),
@@ -376,7 +378,13 @@ MISTAKES = {
     "stage 1 not trained": opts("train.py", "base_weight", "gone.pth",
                                 words=r"gone\.pth.*train_base"),
     "stage 1 of another fold": opts("train.py", "folds", "[[1], [2], [3, 4]]", "split", 2,
-                                    "base_weight", "BASE", words=r"base_learner.*shape.*split"),
+                                    "base_weight", "BASE",
+                                    words=r"trained on stripe, frame, which split 2 here.*split 0"),
+    "stage 1 of another fold, unnamed": Mistake(
+        "train.py",
+        lambda w: (*w.stage2, "--opts", "folds", "[[1], [2], [3, 4]]", "split", 2, "base_weight",
+                   w.checkpoint(lambda s: s["model"], w.base)),
+        r"base_learner.*shape.*split"),
     "stage 1 damaged": Mistake(
         "train.py", lambda w: (*w.stage2, "--opts", "base_weight", w.file("cut.pth", b"PK\3\4 x")),
         r"cut\.pth is truncated or damaged"),
@@ -400,16 +408,28 @@ MISTAKES = {
     "weights whose names command the terminal": weight(
         lambda w: w.checkpoint(lambda s: {"\033[2J\nerror: all is well\n": NAN}),
         r"changed\.pth has none of the known layouts.*all is well"),
-    "weights of stage 1 alone": weight(lambda w: w.base, r"best\.pth has no values for"),
-    "weights of another class count": weight(lambda w: w.best, r"best\.pth.*base_learner.*shape",
-                                             "--opts", "folds", "[[1, 2], [3]]"),
-    "weights of another width": weight(lambda w: w.best, r"best\.pth.*shape",
-                                       "--opts", "width", 16),
+    "weights of stage 1 alone": weight(
+        lambda w: w.base, r"best\.pth was trained with arch PSPNet, this run has HDMNet"),
+    "unnamed weights of stage 1 alone": weight(
+        lambda w: w.checkpoint(lambda s: s["model"], w.base), r"changed\.pth has no values for"),
+    "weights of another class count": weight(
+        lambda w: w.best, r"best\.pth was trained on \w+, which.*folds", "--opts", "folds",
+        "[[1, 2], [3]]"),
+    "unnamed weights of another class count": weight(
+        lambda w: w.checkpoint(lambda s: s["model"]), r"changed\.pth.*base_learner.*shape",
+        "--opts", "folds", "[[1, 2], [3]]"),
+    "weights of another width": weight(
+        lambda w: w.best, r"best\.pth was trained with width 8, this run has 16", "--opts",
+        "width", 16),
+    "unnamed weights of another width": weight(
+        lambda w: w.checkpoint(lambda s: s["model"]), r"changed\.pth.*shape", "--opts", "width",
+        16),
     "weights that are not finite": weight(
         lambda w: w.checkpoint(lambda s: [t.fill_(NAN) for n, t in s["model"].items()
                                           if n.startswith("decoder") and t.is_floating_point()]
                                and None),
-        r"output is not finite", "--runs", 1, "--episodes", 1),
+        r"changed\.pth: tensor decoder\S+ holds numbers that are not finite",
+        "--runs", 1, "--episodes", 1),
     "resume from a missing file": resume(lambda w: Path("gone.pth"), r"gone\.pth does not exist"),
     "resume from a damaged file": resume(lambda w: w.file("cut.pth", w.best.read_bytes()[:9000]),
                                          r"cut\.pth is truncated or damaged"),

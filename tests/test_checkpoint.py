@@ -166,3 +166,19 @@ def test_damaged_and_hostile_files(tmp_path):
         read_checkpoint(tmp_path / "missing.pth")
     with pytest.raises(FewShotError, match="known layouts"):
         load_weights(build(1), {"strange": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda t: t.to(torch.int8), "int8 numbers, which are no trained weights"),
+    (lambda t: t > 0, "bool numbers"),
+    (lambda t: torch.full_like(t, torch.nan), "not finite"),
+    (lambda t: t.double() + 1e300, "not finite"),
+])  # fmt: skip
+def test_numbers_that_are_no_weights_are_refused_and_nothing_changes(change, words):
+    state, model = build(1).state_dict(), build(2)
+    name = "decoder.head.2.bias"
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(FewShotError, match=f"tensor {name} holds .*{words}"):
+        load_weights(model, state | {name: change(state[name])})
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    load_weights(model, state | {name: state[name].to(torch.bfloat16)})

@@ -39,11 +39,11 @@ from util.evaluate import (
     episodes_at_once,
     plan_jobs,
     plan_tasks,
-    weight_file,
 )
 from util.lists import FoldIndex, build_index
 from util.reader import PictureReader
 from util.transform import restore
+from util.weights.load import weight_file
 
 pytestmark = pytest.mark.numeric
 

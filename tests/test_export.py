@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ from model import build_model
 from tests.training_case import ROOT, environment, make_data, train
 from util.checkpoint import load_weights
 from util.config import load_config
+from util.demo import main as demo_main
 from util.errors import FewShotError
-from util.evaluate import load_model
 from util.export import export, load_learned
+from util.export import main as export_main
+from util.list_report import main as lists_main
+from util.results import main as results_main
+from util.weights.load import load_model
 
 CPU = torch.device("cpu")
 
@@ -75,6 +80,32 @@ def test_it_cannot_be_mistaken_for_a_weight_file(case):
         load_weights(build_model(cfg), part)
     with pytest.raises(FewShotError, match="is no export"):
         load_learned(build_model(cfg), whole)
+
+
+def test_no_writer_replaces_what_it_reads(case, tmp_path, monkeypatch):
+    """However the file is called: an export, a result, a chart and a report would be its end."""
+    cfg, whole, _ = case
+    linked = tmp_path / "linked.pth"
+    linked.symlink_to(whole)
+    before = whole.read_bytes()
+    config = whole.parents[6] / "stage2.yaml"
+    base = cfg.base_weight
+    result = tmp_path / "r.json"
+    result.write_text("{}")
+    calls = {
+        export_main: ["util.export", whole, linked],
+        demo_main: ["util.demo", "encoder", "--checkpoint", base, "--output", base],
+        results_main: ["util.results", "spread", result, "--output", result],
+    }
+    for main, words in calls.items():
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        with pytest.raises(FewShotError, match="overwritten by its own result"):
+            main()
+    for option, target in (("--json", config), ("--png", cfg.val_list)):
+        with pytest.raises(FewShotError, match="overwritten by its own result"):
+            lists_main(["--config", str(config), "--stats", option, str(target)])
+    assert whole.read_bytes() == before and result.read_text() == "{}"
+    assert Path(cfg.val_list).read_text().startswith("0.jpg")
 
 
 def test_only_few_shot_checkpoints_of_this_project_can_be_exported(case, tmp_path):

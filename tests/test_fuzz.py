@@ -25,9 +25,9 @@ from util.list_files import find_pairs
 from util.lists import build_index, read_list
 from util.loader import make_plan
 from util.optim import build_optimizer
-from util.predictor import model_of
 from util.progress import Progress, restore, snapshot
 from util.store import CheckpointStore, read_state
+from util.weights.load import model_of
 
 FUZZ = settings(
     max_examples=40,
@@ -93,7 +93,7 @@ def saved(tmp_path_factory) -> Saved:
 
 def test_the_checkpoint_is_good_when_nothing_is_changed(saved, tmp_path):
     assert restore(read_state(saved.path), saved.model, saved.optimizer, SCALER, saved.plan,
-                   saved.cfg) == Progress(1, 9, 0.25, 0)  # fmt: skip
+                   saved.cfg) == Progress(1, 9, 0.25, 0, ("frame", "square", "stripe"))  # fmt: skip
     assert trained_shot(saved.path) == 2
     assert export(saved.path, tmp_path / "learned.pth") > 0
 

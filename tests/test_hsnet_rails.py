@@ -22,15 +22,16 @@ from tests.training_case import ROOT, make_data, train
 from train import PICTURES
 from util.config import load_config
 from util.errors import FewShotError, Interrupted
-from util.evaluate import Evaluator, load_model
+from util.evaluate import Evaluator
 from util.export import export
 from util.list_report import main as lists
 from util.lists import build_index
-from util.predictor import FewShotPredictor, model_of
+from util.predictor import FewShotPredictor
 from util.pretrained import load_pretrained
 from util.report import gather
 from util.store import read_state
 from util.transform import read_image
+from util.weights.load import load_model, model_of
 
 pytestmark = pytest.mark.numeric
 
@@ -151,9 +152,10 @@ def test_figures_result_and_report(trained, config, monkeypatch, tmp_path):
 
 
 def test_swapped_supports(trained, config, monkeypatch, tmp_path):
-    output = tmp_path / "swapped.json"
+    output, unnamed = tmp_path / "swapped.json", tmp_path / "unnamed.pth"
+    torch.save(read_state(trained[1])["model"], unnamed)  # its own fold holds out one class only
     evaluation(
-        monkeypatch, "--config", config, "--weight", trained[1], "--output", output,
+        monkeypatch, "--config", config, "--weight", unnamed, "--output", output,
         "--episodes", 4, "--runs", 1, "--swap-supports", "--opts", "folds", "[[1, 2], [3, 4]]",
     )  # fmt: skip
     assert json.loads(output.read_text())["swapped_supports"] is True
@@ -234,7 +236,7 @@ def test_torchvision_weights_are_those_of_the_backbone(monkeypatch, kind, name):
     path = ROOT / f"config/pascal/pascal_split0_vgg16_{kind}.yaml"
     cfg = load_config(path, ["pretrained", "torchvision"])
     model = build_model(cfg)
-    report = load_pretrained(model, cfg)
+    report = load_pretrained(model, cfg).report
     assert asked == [f"{name.upper()}_Weights.IMAGENET1K_V1"]
     layers = model.encoder.state_dict()
     counters = {key for key in layers if key.endswith("num_batches_tracked")}

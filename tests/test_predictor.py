@@ -32,12 +32,12 @@ from util.predictor import (
     FewShotPredictor,
     binary_mask,
     box_mask,
-    model_of,
     polygon_mask,
     softmax_,
     strongest,
 )
 from util.transform import normalise, object_mask, read_mask, val_transform
+from util.weights.load import model_of
 
 pytestmark = pytest.mark.numeric
 
@@ -269,6 +269,16 @@ def test_paths_equal_arrays_and_exif_is_honoured(predictor, tmp_path):
     predictor.add_support(stored, upright, "shown")
     predictor.add_support(stored, write(tmp_path / "raw.png", mask), "as stored")
     assert predictor.shots == {"shown": 1, "as stored": 1}
+
+
+def test_an_output_that_is_not_finite_is_no_answer(cfg):
+    broken = untrained(cfg)
+    last = [m for m in broken.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    predictor = FewShotPredictor(broken, cfg, "cpu")
+    predictor.add_support(*disc((60, 60), 1), "mug")
+    last.bias.data[1] = torch.inf
+    with pytest.raises(FewShotError, match="output for class 'mug' is not finite"):
+        predictor.predict(disc((60, 60), 2)[0])
 
 
 PHONE = """

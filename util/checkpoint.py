@@ -35,8 +35,8 @@ class LoadReport(NamedTuple):
     """layout: naming scheme found; loaded: names filled; passed_over: published names unused."""
 
     layout: str
-    loaded: tuple[str, ...]
-    passed_over: tuple[str, ...]
+    loaded: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -67,21 +67,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_weights(
-    model: nn.Module, source: str | os.PathLike | Mapping[str, Any], complete: bool = False
+    model: nn.Module,
+    source: str | os.PathLike | Mapping[str, Any],
+    complete: bool = False,
+    label: str | None = None,
 ) -> LoadReport:
-    """Fill ``model`` from a weight file or a state dict, in whatever known layout.
+    """Fill ``model`` from a weight file, its content or a state dict, in whatever known layout.
 
     Every part of the model (first component of the tensor names) that the source touches must be
-    filled completely and with matching shapes; with ``complete`` every part must be there. Nothing
-    is changed when anything does not fit. Raises FewShotError naming file, tensor, shapes and the
-    configuration key that would make it fit.
+    filled completely, with matching shapes and finite numbers; with ``complete`` every part must be
+    there. Nothing is changed when anything does not fit. Raises FewShotError naming the file
+    (``label``: how to call what is no path), tensor, shapes and the configuration key that would
+    make it fit.
     """
-    label = "state dict" if isinstance(source, Mapping) else f"weight file {source}"
-    state = _state_dict(source if isinstance(source, Mapping) else read_checkpoint(source), label)
+    state, label = _open(source, label)
     own = model.state_dict()
     layout = _find_layout(state, own, label)
     renamed, passed_over = _rename(state, layout, own, label)
     _check_shapes(renamed, own, label)
+    _check_numbers(renamed, own, label)
     parts = {name.split(".")[0] for name in (own if complete else renamed)}
     missing = [
         name
@@ -101,20 +105,32 @@ def load_weights(
     return LoadReport(layout.name if layout else OWN_LAYOUT, tuple(renamed), tuple(passed_over))
 
 
-def trained_shot(source: str | os.PathLike | Mapping[str, Any]) -> int | None:
+def trained_shot(
+    source: str | os.PathLike | Mapping[str, Any], label: str | None = None
+) -> int | None:
     """How many supports the ensemble in a weight file or state dict was trained with; None when
     it has no ensemble.
 
     The K-shot reweighting network exists for K > 1 and its shape tells K.
     """
-    label = "state dict" if isinstance(source, Mapping) else f"weight file {source}"
-    state = _state_dict(source if isinstance(source, Mapping) else read_checkpoint(source), label)
+    state, _ = _open(source, label)
     layout = next((layout for layout in LAYOUTS if layout.recognises(state)), None)
     renamed = {name if layout is None else layout.rename(name): t for name, t in state.items()}
     if "ensemble.gram_merge.weight" not in renamed:
         return None
     reweight = renamed.get("ensemble.reweight.reduce.weight")
     return 1 if reweight is None or reweight.dim() < 2 else reweight.shape[1]
+
+
+def _open(
+    source: str | os.PathLike | Mapping[str, Any], label: str | None
+) -> tuple[dict[str, Tensor], str]:
+    """The state dict of a file, its content or itself, and how sentences call it."""
+    if isinstance(source, Mapping):
+        label = label or "state dict"
+        return _state_dict(source, label), label
+    label = label or f"weight file {source}"
+    return _state_dict(read_checkpoint(source), label), label
 
 
 def _state_dict(content: Mapping[str, Any], label: str) -> dict[str, Tensor]:
@@ -172,6 +188,19 @@ def _check_shapes(renamed: dict, own: dict, label: str) -> None:
                 f"{label}: tensor {name} has shape {list(tensor.shape)} but this model needs "
                 f"{list(own[ours].shape)} ({ours}); the key to change is {_keys_for(ours)}"
             )
+
+
+def _check_numbers(renamed: dict, own: dict, label: str) -> None:
+    for ours, (name, tensor) in renamed.items():
+        if not own[ours].is_floating_point():
+            continue
+        if not tensor.is_floating_point():
+            raise FewShotError(
+                f"{label}: tensor {name} holds {str(tensor.dtype).removeprefix('torch.')} numbers, "
+                "which are no trained weights"
+            )
+        if not tensor.to(own[ours].dtype).isfinite().all():
+            raise FewShotError(f"{label}: tensor {name} holds numbers that are not finite")
 
 
 def _keys_for(name: str) -> str:

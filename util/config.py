@@ -89,6 +89,12 @@ class Config:
         entries = [(name, value, f"{self.source}: ") for name, value in changes.items()]
         return _make({**self._given, **_convert(entries)[0]}, self.source, self.notes)
 
+    def about(self, fold: Fold) -> Config:
+        """A copy about these classes, whatever lists and folders would say here."""
+        cfg = self.replace()
+        object.__setattr__(cfg, "_fold", fold)
+        return cfg
+
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Every key by section, as plain numbers, text and lists."""
         return {
@@ -151,10 +157,18 @@ def config_from_dict(
     return _make({**given, **changes}, source, [*notes, *more])
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--config FILE`` and ``--opts KEY VALUE ...`` (repeatable, later ones win)."""
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add ``--config FILE`` and ``--opts KEY VALUE ...`` (repeatable, later ones win).
+
+    required: False where the configuration kept in a checkpoint can stand in for the file.
+    """
+    default = "" if required else "; default: the one in the checkpoint"
     parser.add_argument(
-        "--config", type=expanded, required=True, metavar="FILE", help="YAML configuration"
+        "--config",
+        type=expanded,
+        required=required,
+        metavar="FILE",
+        help=f"YAML configuration{default}",
     )
     parser.add_argument(
         "--opts",

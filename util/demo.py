@@ -17,7 +17,7 @@ from util.checkpoint import read_checkpoint
 from util.errors import FewShotError, run
 from util.evaluate import grid, percent
 from util.report import read_result
-from util.runtime.files import user_path, write_atomically
+from util.runtime.files import refuse_input, user_path, write_atomically
 from util.store import serialise
 
 BASELINES = {"all_foreground": "all foreground", "prior": "prior mask, best threshold"}
@@ -70,10 +70,12 @@ def _difference(what: str, value: float, promised: float) -> str:
 
 def export_encoder(checkpoint: Path, output: Path) -> None:
     """Write what stage 2 needs of a stage-1 checkpoint: the weights, no optimiser, no history."""
+    refuse_input(output, checkpoint)
     content = read_checkpoint(checkpoint)
     if content.get("arch") != "PSPNet":
         raise FewShotError(f"{checkpoint} is no stage-1 checkpoint (train_base.py writes them)")
-    kept = {key: content[key] for key in ("format", "arch", "model", "config") if key in content}
+    kept = {k: content[k] for k in ("format", "arch", "model", "config", "fold", "seen")
+            if k in content}  # fmt: skip
     write_atomically(output, serialise(kept))
 
 

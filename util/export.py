@@ -19,17 +19,20 @@ from util.checkpoint import load_weights, read_checkpoint
 from util.config import config_from_dict
 from util.errors import FewShotError, run
 from util.fingerprint import frozen_fingerprint
-from util.runtime.files import user_path, write_atomically
+from util.runtime.files import refuse_input, user_path, write_atomically
 from util.store import serialise
 
 FORMAT = "fewshot-learned-1"
+KEPT = ("arch", "config", "fold", "seen", "versions")  # of the checkpoint: what its weights are
 
 
 def export(checkpoint: str | Path, output: str | Path) -> int:
     """Write the learned part of ``checkpoint`` to ``output``; its size in bytes.
 
-    Raises FewShotError when the checkpoint is not this project's, or has no frozen part.
+    Raises FewShotError when the checkpoint is not this project's, has no frozen part, or would be
+    overwritten.
     """
+    refuse_input(output, checkpoint)
     content = read_checkpoint(checkpoint)
     if not {"config", "arch", "versions"} <= content.keys():
         raise FewShotError(
@@ -42,15 +45,13 @@ def export(checkpoint: str | Path, output: str | Path) -> int:
         raise FewShotError(f"{checkpoint}: {error}") from error
     if not isinstance(model, FewShotModel):
         raise FewShotError(f"{checkpoint} is a base learner; all of it was learned")
-    load_weights(model, checkpoint, complete=True)
+    load_weights(model, content, complete=True, label=f"weight file {checkpoint}")
     data = serialise(
         {
             "format": FORMAT,
-            "arch": content["arch"],
             "learned": {name: tensor.clone() for name, tensor in model.learnable_state().items()},
             "base_fingerprint": frozen_fingerprint(model),
-            "config": content["config"],
-            "versions": content["versions"],
+            **{key: content[key] for key in KEPT if key in content},
         }
     )
     write_atomically(Path(output), data)

@@ -148,6 +148,11 @@ def fold_of(cfg: Any) -> Fold:
     return Fold(base, novel, names, source=source)
 
 
+def has_table(data_set: str) -> bool:
+    """Whether the project itself knows the classes of ``data_set``."""
+    return data_set in _TABLES
+
+
 def split_count(cfg: Any) -> int:
     """Number of splits of the configured data set (1 where nothing is held out in turns)."""
     if cfg.folds is not None:

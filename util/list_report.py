@@ -32,7 +32,7 @@ from util.lists import (
     select,
     stray_value,
 )
-from util.runtime.files import user_path, write_atomically
+from util.runtime.files import refuse_input, user_path, write_atomically
 from util.transform import IGNORE, read_image, read_mask, read_pair
 
 _MOST_SHOWN = 50  # bad files on the screen; the JSON report names all
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cfg = load_config(options.config, options.opts)
     if options.shot is not None:
         cfg = cfg.replace(shot=options.shot)
+    for output in filter(None, (options.json, options.png)):
+        refuse_input(output, options.config, cfg.train_list, cfg.val_list)
 
     report: dict[str, Any] = {"config": options.config, "data_set": cfg.data_set}
     report |= {"split": cfg.split, "shot": cfg.shot, "classes_from": cfg.fold.source}

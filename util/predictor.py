@@ -23,20 +23,21 @@ from PIL import Image
 from torch import Tensor
 
 from model.fewshot import FewShotModel, Output, join_shots
-from util.checkpoint import read_checkpoint
-from util.config import Config, config_from_dict, load_config
+from util.config import Config
 from util.data.held import object_in, pixels_of, source_of
 from util.data.masks import binary_mask as binary_mask  # for those who call it beforehand
 from util.data.reading import fit_pair
 from util.data.shapes import box_mask, polygon_mask
 from util.errors import FewShotError, told_of
-from util.evaluate import AMP, load_model, weight_file
+from util.evaluate import AMP
 from util.transform import (
     normalise,
     object_mask,
     restore,
     val_transform,
 )
+from util.weights.identity import Use
+from util.weights.load import load_model, weight_file
 
 Picture = np.ndarray | Tensor | Image.Image | str | bytes | os.PathLike
 MAX_CLASSES = 254  # 0 is background and 255 means ignored
@@ -138,11 +139,13 @@ class FewShotPredictor:
             weight: a checkpoint of this project or in the released layout; None takes the one
                 that ``test.py`` would take for this configuration.
         Raises:
-            FewShotError: no such file, or it does not fit the configuration.
+            FewShotError: no such file, or it does not fit the configuration, or was trained with
+                other options of the network.
         """
         _expect(Config, cfg, "cfg is what load_config returns")
         _expect(str | Path | None, weight, "weight is the path of a checkpoint")
-        return cls(load_model(cfg, weight_file(cfg, weight)), cfg, device, output)
+        model = load_model(cfg, weight_file(cfg, weight), use=Use.PREDICTION)
+        return cls(model, cfg, device, output)
 
     def add_support(
         self,
@@ -226,6 +229,8 @@ class FewShotPredictor:
 
         Args:
             image: as for :meth:`add_support`.
+        Raises:
+            FewShotError: no support yet, no picture, or an output that is not finite.
         """
         if not self._supports:
             raise FewShotError("no support yet: call add_support before predict")
@@ -242,6 +247,11 @@ class FewShotPredictor:
                 out = self.model.match(query, joined, tuple(tensor.shape[-2:]), with_base=False)
                 logits = restore(self._logits(out), content, size)[0]
                 torch.sub(logits[1], logits[0], out=odds[number])
+                if not odds[number].isfinite().all():
+                    raise FewShotError(
+                        f"the model's output for class '{name}' is not finite; the weights are "
+                        "damaged, or amp: fp16 overflows"
+                    )
                 if out.prior is not None:
                     priors[name] = self._over_picture(out.prior[0], content)
                 correlations[name] = [self._over_picture(c[0], content) for c in out.correlations]
@@ -298,23 +308,3 @@ def _label(label: Any, mask: Any) -> int | None:
         return operator.index(label)
     except TypeError as error:
         raise FewShotError(f"label is a whole number, not {label!r:.40}") from error
-
-
-def model_of(
-    config: str | Path | None, weight: str | Path | None, overrides: Sequence[Any] = ()
-) -> tuple[Config, Path]:
-    """Configuration and weight file for what a command line names; at least one of the two.
-
-    Without ``config`` the one kept in the checkpoint is taken; without ``weight`` the checkpoint
-    that ``test.py`` would take.
-    """
-    if config is not None:
-        cfg = load_config(config, overrides)
-        return cfg, weight_file(cfg, weight)
-    if weight is None:
-        raise FewShotError("no model named: give --config, --weight, or both")
-    content = read_checkpoint(weight)
-    if not isinstance(content.get("config"), dict):
-        raise FewShotError(f"weight file {weight} holds no configuration: give --config too")
-    cfg = config_from_dict(content["config"], str(weight), overrides)
-    return cfg, Path(weight)

@@ -3,37 +3,67 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import torchvision
 from torch import nn
 
-from util.checkpoint import LoadReport, load_weights
+from util.checkpoint import LoadReport, load_weights, read_checkpoint
 from util.errors import FewShotError
+from util.weights import identity
+from util.weights.identity import Use
 
 
-def load_pretrained(model: nn.Module, cfg: Any) -> LoadReport | None:
+class Start(NamedTuple):
+    """What was loaded to start from (None: nothing, the weights are random).
+
+    seen: names of the classes that it was trained on; note: what cannot be known about it.
+    """
+
+    report: LoadReport | None = None
+    seen: tuple[str, ...] = ()
+    note: str | None = None
+
+
+def load_pretrained(model: nn.Module, cfg: Any, known: bool = False) -> Start:
     """Fill the frozen part from stage 1 (``cfg.base_weight``), or the encoder from
     ``cfg.pretrained``: a file, 'torchvision' (downloaded once by torchvision itself), or 'none'
-    (None is returned and the weights stay random). FewShotError when there is no such file."""
+    (the weights stay random).
+
+    known: what is loaded over it tells whether it is the right one. FewShotError when there is no
+    such file, or it was trained with another encoder or on classes that ``cfg`` holds out.
+    """
     if cfg.base_weight:
         if not os.path.exists(cfg.base_weight):
             raise FewShotError(
                 f"stage 1's weight file {cfg.base_weight} does not exist: run train_base.py for "
                 "this data set, split and backbone first, or set base_weight to another file"
             )
-        return load_weights(model, cfg.base_weight)
+        return _from_file(model, cfg, cfg.base_weight, known)
     if cfg.pretrained == "none":
-        return None
+        return Start()
     if cfg.pretrained == "torchvision":
-        return load_weights(model, _from_torchvision(cfg.backbone, model))
+        return Start(load_weights(model, _from_torchvision(cfg.backbone, model)))
     if not os.path.exists(cfg.pretrained):
         raise FewShotError(
             f"encoder weights {cfg.pretrained} do not exist: put the file there, or set pretrained "
             "to another file, to torchvision (with stem: 7x7, or vgg16), or to none for random"
         )
-    return load_weights(model, cfg.pretrained)
+    return _from_file(model, cfg, cfg.pretrained, known)
+
+
+def _from_file(model: nn.Module, cfg: Any, path: str, known: bool) -> Start:
+    content, label = read_checkpoint(path), f"weight file {path}"
+    if known:
+        return Start(load_weights(model, content, label=label))
+    filled = getattr(model, "base_learner", None) is not None
+    origin = identity.origin_of(content, label)
+    note = identity.check(origin, cfg, Use.STARTING, label, base_learner=filled)
+    report = load_weights(model, content, label=label)
+    if report.layout.startswith("ImageNet"):
+        note = None
+    return Start(report, tuple(origin.seen) if origin else (), note)
 
 
 def _from_torchvision(backbone: str, model: nn.Module) -> dict[str, Any]:

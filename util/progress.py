@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import nn
 
+from util.checkpoint import load_weights
 from util.errors import FewShotError
 from util.loader import StepPlan
 from util.logger import versions
 from util.store import FORMAT, CheckpointStore, read_state
-
-# Settings that a resumed run may not change: its weights or its data would be other ones.
-FIXED = ("arch", "backbone", "data_set", "split", "shot", "optimizer", "manual_seed", "stages")
+from util.weights import identity
+from util.weights.identity import Use
 
 
 @dataclass
 class Progress:
     """epoch: the running one, from 0; iteration: steps done; best: highest validation mIoU so
-    far, reached in ``best_epoch``."""
+    far, reached in ``best_epoch``; seen: names of classes that earlier stages were trained on."""
 
     epoch: int = 0
     iteration: int = 0
     best: float = -1.0
     best_epoch: int = -1
+    seen: tuple[str, ...] = ()
 
     def improve(self, score: float) -> bool:
         """Note a validation score; True when it is the best so far."""
@@ -65,6 +65,7 @@ def snapshot(
         "step": progress.iteration,
         "effective_batch": plan.effective_batch,
         "config": cfg.to_dict(),
+        **identity.record(cfg, progress.seen),
         "versions": versions(),
     }
 
@@ -77,13 +78,15 @@ def starting_point(
     scaler: torch.amp.GradScaler,
     plan: StepPlan,
     cfg: Any,
+    seen: tuple[str, ...] = (),
 ) -> Progress:
     """The beginning, or where the checkpoint ``resume`` stands: a file, or 'auto' for the newest
-    of ``store`` (the beginning when it has none)."""
+    of ``store`` (the beginning when it has none). ``seen``: of the weights begun with."""
+    beginning = Progress(seen=seen)
     if not resume:
-        return Progress()
+        return beginning
     state = store.latest() if resume == "auto" else read_state(resume)
-    return restore(state, model, optimizer, scaler, plan, cfg) if state else Progress()
+    return restore(state, model, optimizer, scaler, plan, cfg) if state else beginning
 
 
 def restore(
@@ -100,14 +103,11 @@ def restore(
     another model, other data or another effective batch, whose steps this run's do not continue.
     """
     file = state["file"]
-    sections = [s for s in state["config"].values() if isinstance(s, Mapping)]
-    old = {key: value for section in sections for key, value in section.items()}
-    for key in FIXED:
-        if key in old and str(old[key]) != str(getattr(cfg, key)):
-            raise FewShotError(
-                f"{file} was trained with {key} {old[key]}, this run has {getattr(cfg, key)}; "
-                f"resume with the same {key}, or start without --resume"
-            )
+    base_learner = getattr(model, "base_learner", None) is not None
+    origin = identity.origin_of(state, file)
+    if origin is None:
+        raise FewShotError(f"{file} is damaged: its configuration is none")
+    identity.check(origin, cfg, Use.RESUMING, file, base_learner)
     if state["effective_batch"] != plan.effective_batch:
         raise FewShotError(
             f"{file} was trained with {state['effective_batch']} items a step, this run has "
@@ -119,11 +119,12 @@ def restore(
             f"{plan.steps} steps are an epoch here: it was trained on other lists"
         )
     try:
-        model.load_state_dict(state["model"])
+        load_weights(model, state["model"], complete=True, label=file)
         optimizer.load_state_dict(state["optimizer"])
         if scaler.is_enabled() and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FewShotError(f"{file} does not fit this model ({reason})") from error
-    return Progress(**{field.name: state[field.name] for field in fields(Progress)})
+    at = {field.name: state[field.name] for field in fields(Progress) if field.name != "seen"}
+    return Progress(**at, seen=tuple(sorted(origin.seen)))

@@ -28,7 +28,7 @@ from util.evaluate import METRICS, grid, percent
 from util.metrics import spread
 from util.predictor import Prediction
 from util.report import read_result
-from util.runtime.files import file_name, user_path, write_atomically
+from util.runtime.files import file_name, refuse_input, user_path, write_atomically
 
 SETTING = ("arch", "backbone", "dataset", "split", "shot")  # what a result is about
 
@@ -133,6 +133,7 @@ def main() -> None:
     add("--output", type=user_path, required=True, metavar="FILE.png", help="the picture")
     add("--metric", choices=METRICS, default="miou", help="default: miou")
     args = parser.parse_args()
+    refuse_input(args.output, *args.results)
     title, groups = run_groups(args.results, args.metric)
     print(spread_table(groups))
     run_spread_chart(args.output, groups, title, args.metric)

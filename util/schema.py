@@ -1,6 +1,7 @@
 """Every configuration key in one table: section, default, type, range or choices, one line of help.
 
-A new key is one line here. Names follow PFENet, BAM and HDMNet; :data:`IGNORED` says what becomes
+A new key is one line here, and one word in :data:`ROLES` when trained weights depend on it. Names
+follow PFENet, BAM and HDMNet; :data:`IGNORED` says what becomes
 of their keys that have no meaning in this project.
 """
 
@@ -10,7 +11,7 @@ import math
 import numbers
 import os
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from util.errors import FewShotError
@@ -45,6 +46,12 @@ class Key:
     choices: tuple[Any, ...] = ()
     null: bool = False
     section: str = ""
+    role: str = ""  # what it is to trained weights, see ROLES
+    readers: tuple[str, ...] = ()  # the architectures that read it; empty: all
+
+    def read_by(self, arch: str) -> bool:
+        """Whether the key means something to ``arch``; one's own architecture may read any."""
+        return not self.readers or arch in self.readers or arch not in _OURS
 
     def convert(self, value: Any) -> Any:
         """The value in the key's own type (sequences become tuples), or :class:`BadValue`."""
@@ -297,10 +304,37 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
     ),
 }  # fmt: skip
 
+_OURS = ("HDMNet", "HSNet", "PSPNet")
+# What gives trained weights their meaning: role, keys, the architectures that read them (all).
+# util/weights/identity.py says which roles count when weights are loaded for what.
+#   encoder    the same tensors make another encoder
+#   network    ... another network over it
+#   objective  what was minimised: the network computes the same, figures belong to it all the same
+#   pictures   which pictures were trained on
+#   course     the order and size of steps: a resumed run keeps them
+#   classes    together decide the classes trained on, which are compared by their names
+ROLES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("encoder", ("backbone", "stem", "width"), ()),
+    ("encoder", ("block_relu",), ("HDMNet", "PSPNet")),
+    ("network", ("arch",), ()),
+    ("network", ("mask_support",), ("HDMNet", "HSNet")),
+    ("network", ("stages", "matching", "hierarchy", "ensemble", "fidelity", "kshot_trans_dim"),
+     ("HDMNet",)),
+    ("network", ("kernel4d", "hyper_layers", "pyramid"), ("HSNet",)),
+    ("objective", ("distill", "temperature"), ("HDMNet",)),
+    ("pictures", ("protocol",), ()),
+    ("course", ("shot", "optimizer", "manual_seed", "min_pixels", "ann_type"), ()),
+    ("classes", ("data_set", "split", "folds", "class_names", "use_split_coco", "split_lists",
+                 "trained_on"), ()),
+)  # fmt: skip
+
+_MEANING = {name: (role, readers) for role, names, readers in ROLES for name in names}
+
 KEYS: dict[str, Key] = {
-    key.name: Key(**{**vars(key), "section": section})
+    key.name: replace(key, section=section, role=role, readers=readers)
     for section, keys in SECTIONS.items()
     for key in keys
+    for role, readers in [_MEANING.get(key.name, ("", ()))]
 }
 
 # Sections of PFENet's, BAM's and HDMNet's files whose keys are looked up like any other.

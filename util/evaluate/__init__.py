@@ -2,7 +2,6 @@
 fold (engine), what is kept when it is stopped (partial), what comes out (result)."""
 
 from util.evaluate.engine import AMP, Evaluator
-from util.evaluate.load import load_model, weight_file
 from util.evaluate.partial import Partial
 from util.evaluate.plan import Job, Task, plan_jobs, plan_tasks
 from util.evaluate.result import METRICS, Result, grid, percent
@@ -20,9 +19,7 @@ __all__ = [
     "Task",
     "episodes_at_once",
     "grid",
-    "load_model",
     "percent",
     "plan_jobs",
     "plan_tasks",
-    "weight_file",
 ]

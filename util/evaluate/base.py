@@ -9,6 +9,7 @@ from torch.utils.data import Subset
 from util import distributed, transform
 from util.config import Config
 from util.dataset import PictureDataset
+from util.errors import FewShotError
 from util.lists import FoldIndex
 from util.loader import whole
 from util.logger import progress
@@ -21,16 +22,19 @@ def base_counts(
     model: nn.Module, cfg: Config, index: FoldIndex, device: torch.device
 ) -> ClassCounts:
     """Pixel counts of the base classes over the pictures of ``index`` that show one, at the
-    pictures' own size; shared among processes, each picture once."""
+    pictures' own size; shared among processes, each picture once. Raises FewShotError for a model
+    that puts out numbers that are not finite."""
     mine = sorted(set(index.entries))[distributed.rank() :: distributed.world_size()]
     pictures = read_ahead(
         Subset(PictureDataset(cfg, index), mine), min(cfg.workers, len(mine)), batch_size=None
     )
     lut = None if index.binary else torch.from_numpy(cfg.fold.lut()).to(device)
     counts = ClassCounts(1, cfg.num_base + 1, device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
     model.eval()
     for picture in progress(whole(pictures), len(mine), "validation"):
         logits = model(transform.normalise_batch(picture.image.to(device)[None]))
+        finite &= logits.isfinite().all()
         logits = transform.restore(logits, picture.content, tuple(picture.target.shape))
         target = picture.target.to(device).long()
         if lut is not None:
@@ -39,5 +43,7 @@ def base_counts(
             number = cfg.fold.base_index(index.present[picture.position][0]) + 1
             target = target.masked_fill(target == 1, number)
         counts.add(0, logits[0].argmax(0), target)
+    if not all(distributed.gather_objects(bool(finite))):
+        raise FewShotError("the base learner's output in validation is not finite")
     counts.reduce()
     return counts

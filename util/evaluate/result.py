@@ -54,8 +54,11 @@ class Result:
     not_asked: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
-    def to_json(self, cfg: Any, weight: str | Path | None) -> dict[str, Any]:
-        """The content of ``test.py --output``."""
+    def to_json(
+        self, cfg: Any, weight: str | Path | None, trained: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The content of ``test.py --output``; trained: what the weights were trained on, None
+        where that cannot be known."""
         content = {
             "dataset": cfg.data_set,
             "arch": cfg.arch,
@@ -63,6 +66,7 @@ class Result:
             "split": cfg.split,
             "shot": cfg.shot,
             "weight": None if weight is None else str(weight),
+            "trained": trained,
             "episodes": self.episodes,
             "runs": self.runs,
             "mean": self.mean,

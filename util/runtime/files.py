@@ -19,6 +19,13 @@ class CannotWrite(FewShotError):
     """The disk, not the content, is the reason; the next file would meet it too."""
 
 
+def refuse_input(output: str | Path, *inputs: str | Path | None) -> None:
+    """Raise FewShotError when a result would replace one of the files that it is made from."""
+    for source in filter(None, inputs):
+        if os.path.exists(source) and os.path.exists(output) and os.path.samefile(source, output):
+            raise FewShotError(f"{output} would be overwritten by its own result: name another")
+
+
 def write_atomically(
     path: Path,
     data: bytes,

@@ -24,6 +24,7 @@ from util.errors import Interrupted, NonFiniteLoss
 from util.loader import GO_ON, load_steps, make_plan
 from util.logger import RunLog, progress
 from util.optim import build_optimizer, update_lr
+from util.pretrained import Start
 from util.progress import snapshot, starting_point
 from util.rng import seed_everything, use_tf32
 from util.runtime.files import expanded
@@ -45,13 +46,14 @@ class Stage(nn.Module):
     """What one stage trains. Its forward takes a batch on ``device`` and gives the losses by name,
     as ``model.losses`` does: what DDP and torch.compile must see.
 
-    model is on ``device`` and has the weights that training starts from; dataset: items as dicts of
-    tensors, with ``files``. target: which entry of a batch holds the labels (255 = ignored);
-    about, notes: what the log says first.
+    model is on ``device`` and has the weights that training starts from, of which ``start`` tells;
+    dataset: items as dicts of tensors, with ``files``. target: which entry of a batch holds the
+    labels (255 = ignored); about, notes: what the log says first.
     """
 
     target: str
     about: str
+    start: Start = Start()
     notes: Sequence[str] = ()
 
     def __init__(
@@ -110,11 +112,11 @@ def fit(
     # The run's folder, and where an earlier run stopped.
     store = CheckpointStore(cfg.exp_dir(), cfg.keep)
     distributed.on_main(store.lock)
-    at = starting_point(resume, store, model, optimizer, scaler, plan, cfg)
+    at = starting_point(resume, store, model, optimizer, scaler, plan, cfg, stage.start.seen)
     distributed.barrier()
     log = RunLog(store.folder, first_step=at.iteration)
     previous = store.begin(resumed=at.iteration > 0) if distributed.is_main() else None
-    for note in filter(None, (*cfg.notes, cfg.fold.note, *stage.notes)):
+    for note in filter(None, (*cfg.notes, cfg.fold.note, stage.start.note, *stage.notes)):
         log.say(note)
     if previous:
         log.say(f"an earlier run's checkpoints move to {previous} at the first save")

@@ -1,0 +1,1 @@
+"""Trained weights: what they belong to (identity), the model they make (load)."""

@@ -1,0 +1,100 @@
+"""From what a command line names to a model: configuration, weight file, filled network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from model import build_model
+from model.fewshot import FewShotModel
+from util import export
+from util.checkpoint import load_weights, read_checkpoint, trained_shot
+from util.config import Config, config_from_dict, load_config
+from util.errors import FewShotError
+from util.pretrained import load_pretrained
+from util.weights import identity
+from util.weights.identity import Use
+
+_log = logging.getLogger(__name__)
+
+
+def weight_file(cfg: Any, weight: str | Path | None = None) -> Path:
+    """The checkpoint to evaluate: the argument, ``cfg.weight``, or best.pth of the run's folder.
+
+    Raises FewShotError when there is no such file.
+    """
+    path = Path(weight or cfg.weight or cfg.exp_dir() / "best.pth")
+    if not path.is_file():
+        raise FewShotError(
+            f"there is no weight file {path}; train the model first, or name one with --weight"
+        )
+    return path
+
+
+def model_of(
+    config: str | Path | None, weight: str | Path | None, overrides: Sequence[Any] = ()
+) -> tuple[Config, Path]:
+    """Configuration and weight file for what a command line names; at least one of the two.
+
+    Without ``config`` the one kept in the checkpoint is taken; without ``weight`` the checkpoint
+    that ``test.py`` would take.
+    """
+    if config is not None:
+        cfg = load_config(config, overrides)
+        return cfg, weight_file(cfg, weight)
+    if weight is None:
+        raise FewShotError("no model named: give --config, --weight, or both")
+    content = read_checkpoint(weight)
+    if not isinstance(content.get("config"), dict):
+        raise FewShotError(f"weight file {weight} holds no configuration: give --config too")
+    cfg = config_from_dict(content["config"], str(weight), overrides)
+    return cfg, Path(weight)
+
+
+def load_model(
+    cfg: Config,
+    weight: str | Path,
+    say: Callable[[str], object] | None = _log.warning,
+    use: Use = Use.EVALUATION,
+) -> FewShotModel:
+    """The model of ``cfg`` in evaluation mode with every weight from the file, or, for an export
+    of the learned part, from the file and ``base_weight``.
+
+    It takes any number of supports: the K-shot reweighting network is built for the number that
+    it was trained with, and any other number counts alike. ``say`` is told when that is so for
+    ``cfg.shot`` in an evaluation, and what cannot be known about the weights. Raises FewShotError
+    when the file does not fit, was trained with other options or on classes that ``cfg`` holds
+    out, or when ``cfg`` is about a base learner.
+    """
+    content = read_checkpoint(weight)
+    label = f"weight file {weight}"
+    exported = content.get("format") == export.FORMAT
+    origin = identity.origin_of(content, label)
+    shot = trained_shot(content["learned"] if exported else content, label) or cfg.shot
+    options = cfg.replace(shot=shot)
+    if use is Use.PREDICTION and origin is not None and origin.fold is not None:
+        options = options.about(origin.fold)  # one's own classes: no data set is needed
+    try:
+        model = build_model(options)
+    except ValueError as error:
+        raise FewShotError(f"{cfg.source}: {error}") from error
+    if not isinstance(model, FewShotModel):
+        raise FewShotError(f"{cfg.source}: arch {cfg.arch} is a base learner, no few-shot model")
+    base_learner = getattr(model, "base_learner", None) is not None
+    notes = [identity.check(origin, cfg, use, label, base_learner)]
+    if exported:
+        load_pretrained(model, cfg, known=True)
+        export.load_learned(model, weight)
+    else:
+        load_weights(model, content, complete=True, label=label)
+    if use is Use.EVALUATION and shot != cfg.shot:
+        notes.append(
+            f"{weight} was trained with {shot} support(s) an episode; the {cfg.shot} here count "
+            "alike in the ensemble"
+        )
+    for note in filter(None, notes):
+        if say is not None:
+            say(f"note: {note}")
+    return model.eval()
