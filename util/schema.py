@@ -315,11 +315,10 @@ _OURS = ("HDMNet", "HSNet", "PSPNet")
 #   classes    together decide the classes trained on, which are compared by their names
 ROLES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("encoder", ("backbone", "stem", "width"), ()),
-    ("encoder", ("block_relu",), ("HDMNet", "PSPNet")),
     ("network", ("arch",), ()),
     ("network", ("mask_support",), ("HDMNet", "HSNet")),
-    ("network", ("stages", "matching", "hierarchy", "ensemble", "fidelity", "kshot_trans_dim"),
-     ("HDMNet",)),
+    ("network", ("stages", "matching", "hierarchy", "ensemble", "block_relu", "fidelity",
+                 "kshot_trans_dim"), ("HDMNet",)),
     ("network", ("kernel4d", "hyper_layers", "pyramid"), ("HSNet",)),
     ("objective", ("distill", "temperature"), ("HDMNet",)),
     ("pictures", ("protocol",), ()),
