@@ -12,7 +12,7 @@ from model.fewshot import FewShotModel
 from util import export
 from util.checkpoint import load_weights, read_checkpoint, trained_shot
 from util.config import Config, config_from_dict, load_config
-from util.errors import FewShotError
+from util.errors import FewShotError, told_of
 from util.pretrained import load_pretrained
 from util.weights import identity
 from util.weights.identity import Use
@@ -76,10 +76,8 @@ def load_model(
     options = cfg.replace(shot=shot)
     if use is Use.PREDICTION and origin is not None and origin.fold is not None:
         options = options.about(origin.fold)  # one's own classes: no data set is needed
-    try:
+    with told_of(cfg.source):
         model = build_model(options)
-    except ValueError as error:
-        raise FewShotError(f"{cfg.source}: {error}") from error
     if not isinstance(model, FewShotModel):
         raise FewShotError(f"{cfg.source}: arch {cfg.arch} is a base learner, no few-shot model")
     base_learner = getattr(model, "base_learner", None) is not None
