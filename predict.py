@@ -12,11 +12,10 @@ stage and a JSON summary. Run again, the same command goes on where it stopped. 
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import json
+import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,17 +25,15 @@ import numpy as np
 from tqdm import tqdm
 
 from util.data.coco import CocoFile
+from util.data.folders import class_folders
 from util.errors import FewShotError, Interrupted, run
+from util.predict.files import claim, find_queries, finished, remove_outdated, stamp
 from util.predictor import FewShotPredictor
 from util.prepare.steps import LYING, picture_size
 from util.results import summarise, write_json, write_results
 from util.runtime.files import expanded, user_path
 from util.transform import read_image
 from util.weights.load import model_of
-
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MASKS = (".png", ".bmp", ".tif", ".tiff")
-
 
 # ---------------------------------------------------------------------------------------- supports
 
@@ -96,75 +93,15 @@ class Support:
 
 
 def support_folder(folder: Path) -> list[Support]:
-    """Supports of a folder a class.
-
-    A class folder holds pictures and masks of the same stem: side by side (``1.jpg`` + ``1.png``),
-    or in ``images/`` and ``masks/``.
-    """
-    if not folder.is_dir():
-        raise FewShotError(f"{folder} is not a folder")
-    supports = []
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        images = class_folder / "images"
-        masks = class_folder / "masks"
-        apart = images.is_dir() and masks.is_dir()
-        for image, mask in _pairs(images if apart else class_folder, masks if apart else None):
-            supports.append(Support(image, str(mask), class_folder.name))
-    if not supports:
-        raise FewShotError(
-            f"{folder} holds no supports: it needs a folder a class, with pictures and masks of "
-            "the same stem (1.jpg + 1.png, or images/1.jpg + masks/1.png)"
-        )
-    return supports
-
-
-def _pairs(images: Path, masks: Path | None) -> list[tuple[Path, Path]]:
-    pictures = sorted(p for p in images.iterdir() if p.suffix.lower() in PICTURES)
-    if masks is None:  # side by side: the PNG next to a picture of another type is its mask
-        stems = {p.stem for p in pictures if p.suffix.lower() != ".png"}
-        pictures = [p for p in pictures if p.suffix.lower() != ".png" or p.stem not in stems]
-    pairs = []
-    for image in pictures:
-        found = [(masks or images) / (image.stem + suffix) for suffix in MASKS]
-        found = [path for path in found if path.is_file() and path != image]
-        if not found:
-            raise FewShotError(f"support {image} has no mask {image.stem}.png in {masks or images}")
-        pairs.append((image, found[0]))
-    return pairs
-
-
-# ----------------------------------------------------------------------------------------- queries
-
-
-def find_queries(patterns: Sequence[str]) -> dict[str, Path]:
-    """Name for the results -> picture, for files, folders (searched whole) and globs, sorted.
-
-    The name is the path below the folder without its suffix; where two pictures would share a name,
-    the suffix is added (``a_jpg``, ``a_png``).
-    """
-    found: dict[Path, Path] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            inside = [p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file()]
-            pictures = {p: p.relative_to(path) for p in inside}
-        elif path.is_file():
-            pictures = {path: Path(path.name)}
-        else:
-            matched = [Path(p) for p in glob.glob(pattern, recursive=True)]
-            pictures = {p: Path(p.name) for p in matched if p.is_file()}
-        if not pictures:
-            raise FewShotError(f"query '{pattern}' is no picture, no folder with pictures, no glob")
-        found.update(pictures)
-    names = {path: relative.with_suffix("").as_posix() for path, relative in found.items()}
-    twice = Counter(names.values())
-    queries: dict[str, Path] = {}
-    for path in sorted(names):
-        name = names[path] + (f"_{path.suffix[1:]}" if twice[names[path]] > 1 else "")
-        if name in queries:
-            raise FewShotError(f"queries {queries[name]} and {path} would share the name {name}")
-        queries[name] = path
-    return queries
+    """Supports of a folder a class, see :func:`util.data.folders.class_folders`."""
+    found = class_folders(folder)
+    if found.passed_over:
+        print(f"{folder}: no classes: {', '.join(found.passed_over)}", file=sys.stderr)
+    return [
+        Support(pair.image, str(pair.mask), name)
+        for name, pairs in found.pairs.items()
+        for pair in pairs
+    ]
 
 
 # -------------------------------------------------------------------------- what is done already
@@ -179,25 +116,8 @@ def fingerprint(supports: Sequence[Support], weight: Path, settings: dict[str, A
         except OSError as error:
             raise FewShotError(f"cannot read {path}: {error.strerror}") from error
     for support in supports:
-        digest.update(f"{support.mask}\0{support.class_name}\0".encode())
+        digest.update(os.fsencode(f"{support.mask}\0{support.class_name}\0"))
     return digest.hexdigest()[:16]
-
-
-def finished(output: Path, name: str, run_id: str, query: Path) -> dict[str, Any] | None:
-    """The summary of a picture that an earlier call with the same settings completed, or None."""
-    try:
-        summary = json.loads((output / "summary" / f"{name}.json").read_text(encoding="utf-8"))
-        whole = all((output / file).is_file() for file in summary["results"])
-        same = summary["run"] == run_id and summary["stamp"] == stamp(query)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return summary if whole and same else None
-
-
-def stamp(path: Path) -> list[int]:
-    """Size and time of a file: a changed picture is predicted again."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 # ------------------------------------------------------------------------------------ the command
@@ -222,6 +142,7 @@ def predict_all(
                 continue
             result = predictor.predict(image)
             files = write_results(output, name, image, result)
+            remove_outdated(output, name, files)
             summary = summarise(path, result) | {
                 "results": [file.relative_to(output).as_posix() for file in files],
                 "stamp": stamp(path),
@@ -304,9 +225,12 @@ def main() -> None:
         )
     if not supports:
         raise FewShotError("no supports: give --support IMAGE MASK [CLASS] or --supports DIR")
-    queries = find_queries(options.query)
     output = Path(options.output)
+    queries, passed_over = find_queries(options.query, output)
+    if passed_over:
+        print(f"results, not queries: {', '.join(map(str, passed_over))}", file=sys.stderr)
     run_id = fingerprint(supports, weight, {"config": cfg.to_dict(), "head": options.head})
+    held = claim(output, queries, run_id)
 
     predictor = FewShotPredictor.from_config(cfg, weight, options.device, options.head)
     read_coco = cache(CocoFile)
@@ -319,6 +243,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on where it stopped") from None
     write_json(output / "summary.json", summary)
+    held.close()
     print(f"{len(summary['pictures'])} pictures in {output} (summary.json lists the areas)")
     if summary["failed"]:
         raise FewShotError(

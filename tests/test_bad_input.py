@@ -52,12 +52,12 @@ class World:
         self.running: list[subprocess.Popen] = []
 
     def results(self) -> dict[str, bytes]:
-        """Everything that runs left behind, but for what they may add to: logs and lock files."""
+        """Everything that runs left behind, but for what they may add to: logs, locks, caches."""
         found = {}
         for top in ("exp", "out"):
             for path in (self.folder / top).rglob("*"):
                 if path.is_file() and path.suffix in (".pth", ".png", ".jpg", ".json"):
-                    if path.name != "run.json":
+                    if path.name != "run.json" and path.parent.name != ".cache":
                         found[str(path.relative_to(self.folder))] = path.read_bytes()
         return found
 
@@ -534,7 +534,7 @@ MISTAKES = {
     "no supports in the folder": Mistake(
         "predict.py",
         lambda w: (*w.stage2, "--weight", w.best, "--supports", w.file("s/x").parent, "--query",
-                   w.data_root, "--output", w.here / "out"), r"/s holds no supports"),
+                   w.data_root, "--output", w.here / "out"), r"/s holds no class folders"),
     "query missing": predict(lambda w: ("--query", "gone/*.jpg"), r"query 'gone/\*\.jpg'"),
     "query is text": predict(lambda w: ("--query", w.file("q.jpg", "words")), r"q\.jpg"),
     # ------------------------------------------------------------- preparing

@@ -44,6 +44,7 @@ def folder(tmp_path_factory):
         f"DATA:\n  data_set: mine\n  data_root: {root}\n  train_list: {root}/list.txt\n"
         f"  val_list: {root}/list.txt\n  class_names: [a, b, c, d]\n  folds: [[1]]\n"
         "  min_pixels: 50\nTRAIN:\n  train_h: 41\n  train_w: 41\n  val_size: 49\n  shot: 2\n"
+        f"  exp_root: {root}/exp\n"
     )
     return root
 
@@ -222,7 +223,7 @@ def class_folders(tmp_path_factory):
             Image.fromarray(mask).save(path.with_suffix(".png"))
     (root / "own.yaml").write_text(
         f"DATA: {{data_set: mine, data_root: {root}/data, min_pixels: 1}}\n"
-        "TRAIN: {train_h: 33, train_w: 41, val_size: 25, augment: False}\n"
+        f"TRAIN: {{train_h: 33, train_w: 41, val_size: 25, augment: False, exp_root: {root}/exp}}\n"
     )
     return root
 

@@ -113,6 +113,7 @@ def test_the_configurations_of_the_page_load(protonet, tmp_path) -> None:
     for fruit in ("apple", "pear", "cherry", "plum"):
         folder = tmp_path / "fruit" / fruit
         folder.mkdir(parents=True)
+        (folder / "1.jpg").touch()
         (folder / "1.png").touch()
     cfg = load_config(tmp_path / "data.yaml", ["data_root", str(tmp_path / "fruit")])
     assert [cfg.fold.names[c] for c in cfg.fold.novel] == ["apple", "pear"]

@@ -29,6 +29,7 @@ def make(**changes):
 def folder_of_classes(root, names):
     for name in names:
         (root / name).mkdir(parents=True)
+        (root / name / "1.jpg").touch()
         (root / name / "1.png").touch()
     return root
 
@@ -91,7 +92,7 @@ def test_own_folds_take_ids_and_names():
     cfg = make(data_set="mine", class_names=("a", "b", "c"), folds=((2,), ("c", "a")), split=1)
     fold = fold_of(cfg)
     assert (fold.base, fold.novel, split_count(cfg)) == ((2,), (1, 3), 2)
-    with pytest.raises(FewShotError, match="'d' is no class"):
+    with pytest.raises(FewShotError, match="class 'd', which is not there; ids are 1 to 2"):
         fold_of(make(data_set="mine", class_names=("a", "b"), folds=(("d",),)))
     with pytest.raises(FewShotError, match="no base"):
         fold_of(make(data_set="mine", class_names=("a", "b"), folds=((1, 2),)))
@@ -116,12 +117,15 @@ def test_own_lists_need_class_names_that_are_unique():
 
 def test_class_folders_give_the_names(tmp_path):
     folder_of_classes(tmp_path, ["zebra", "ant"])
-    (tmp_path / "bee" / "images").mkdir(parents=True)
-    (tmp_path / "bee" / "masks").mkdir()
-    (tmp_path / "notes").mkdir()
+    for part, name in (("images", "1.jpg"), ("masks", "1.png")):
+        (tmp_path / "bee" / part).mkdir(parents=True)
+        (tmp_path / "bee" / part / name).touch()
     (tmp_path / ".hidden").mkdir()
-    fold = fold_of(make(data_set="mine", data_root=tmp_path, train_list=None))
-    assert fold.names == {1: "ant", 2: "bee", 3: "zebra"}
+    own = make(data_set="mine", data_root=tmp_path, train_list=None)
+    assert fold_of(own).names == {1: "ant", 2: "bee", 3: "zebra"}
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(FewShotError, match="DATA.data_root: .*notes holds no pictures"):
+        fold_of(own)
     with pytest.raises(FewShotError, match="no class folders"):
         fold_of(make(data_set="mine", data_root=tmp_path / "notes", train_list=None))
     with pytest.raises(FewShotError, match="there is no folder"):

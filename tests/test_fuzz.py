@@ -226,9 +226,10 @@ def test_any_cache_of_a_scan_is_used_or_made_anew(saved, tmp_path_factory, count
     folder = tmp_path_factory.mktemp("cache")
     path = written(folder / "list.txt", "0.jpg 0.png\n1.jpg 1.png\n")
     changes = {"train_list": str(path), "protocol": "pfenet", "min_pixels": 1}
+    changes["exp_root"] = str(folder)
     cfg = saved.cfg.replace(**changes, folds=[[1], [2]], split=0)
     build_index(cfg, "train")
-    cache = path.with_suffix(".scan.json")
+    (cache,) = (folder / ".cache").iterdir()
     content = json.loads(cache.read_text())
     cache.write_text(json.dumps({**content, "counts": counts}))
     index = reads_or_is_refused(lambda: build_index(cfg, "train"), "")

@@ -17,10 +17,11 @@ from PIL import Image
 
 from util import lists as lists_module
 from util.config import load_config
+from util.data.folders import folder_pairs
 from util.dataset import PictureDataset
 from util.errors import FewShotError
 from util.folds import Fold
-from util.list_files import Source, find_pairs, folder_pairs
+from util.list_files import Pair, Source, find_pairs
 from util.list_report import check, main
 from util.lists import build_index, count_pixels, parallel, read_list, scan, select
 from util.prepare.coco import prepare
@@ -72,6 +73,7 @@ def data(tmp_path):
         f"DATA:\n  data_set: mine\n  data_root: {tmp_path}/root\n"
         f"  train_list: {tmp_path}/train.txt\n  val_list: {tmp_path}/val.txt\n"
         "  class_names: [cat, dog, cow]\n  folds: [[1], [2, 3]]\n  min_pixels: 500\n"
+        f"TRAIN:\n  exp_root: {tmp_path}/exp\n"
     )
     return tmp_path
 
@@ -146,7 +148,8 @@ def test_select_is_the_rule_of_the_page(pictures, protocol, mode):
     fold = Fold((2, 4, 6), (1, 3, 5), dict.fromkeys(range(1, 7), "x"))
     cfg = SimpleNamespace(protocol=protocol, min_pixels=2048, data_set="mine")
     counts = [{0: 9, 255: 7000, **picture} for picture in pictures]
-    source = Source([None] * len(pictures), "list", Path("cache"))
+    pairs = [Pair(Path(f"{i}.jpg"), Path(f"{i}.png")) for i in range(len(pictures))]
+    source = Source(pairs, "list", Path("cache"))
     index = select(cfg, fold, mode, source, counts)
     wanted = set(fold.base if mode == "train" else fold.novel)
     for position, picture in enumerate(pictures):
@@ -163,7 +166,7 @@ def test_coco128_gives_the_reference_lists(tmp_path):
     prepare(COCO128, tmp_path, out=tmp_path / "coco")
     golden = json.loads(GOLDEN.read_text())
     paths = ["data_root", str(tmp_path / "coco"), "train_list", str(tmp_path / "train.txt")]
-    paths += ["val_list", str(tmp_path / "val.txt")]
+    paths += ["val_list", str(tmp_path / "val.txt"), "exp_root", str(tmp_path / "exp")]
     cfg = load_config(ROOT / "config" / "coco" / "coco_split0_resnet50.yaml", paths)
     for mode in ("train", "val"):
         index = build_index(cfg, mode)
@@ -268,9 +271,15 @@ def make_folders(root, binary_value=255):
     return root
 
 
+def write_config(place, root):
+    (place / "own.yaml").write_text(
+        f"DATA: {{data_set: mine, data_root: {root}}}\nTRAIN: {{exp_root: {place}/exp}}\n"
+    )
+
+
 def test_class_folders_need_no_list_and_no_class_names(tmp_path):
     root = make_folders(tmp_path / "root")
-    (tmp_path / "own.yaml").write_text(f"DATA: {{data_set: mine, data_root: {root}}}\n")
+    write_config(tmp_path, root)
     cfg = config_of(tmp_path, "min_pixels", 1)
     index = build_index(cfg, "val")
     assert index.binary and [index.label(c) for c in (1, 2, 3)] == [1, 1, 1]
@@ -320,7 +329,7 @@ def test_a_border_in_class_folders_is_neither_object_nor_background(tmp_path):
     mask[10:30], mask[30:33] = 1, 255
     for path in root.glob("*/*.png"):
         save(path, mask)
-    (tmp_path / "own.yaml").write_text(f"DATA: {{data_set: mine, data_root: {root}}}\n")
+    write_config(tmp_path, root)
     cfg = config_of(tmp_path, "min_pixels", 1200)
     index = build_index(cfg, "val")
     assert {c: len(places) for c, places in index.per_class.items()} == {1: 3, 2: 3, 3: 1}
@@ -332,7 +341,7 @@ def test_a_border_in_class_folders_is_neither_object_nor_background(tmp_path):
 def test_class_folder_masks_without_object_are_no_entries(tmp_path, caplog):
     root = make_folders(tmp_path / "root")
     save(root / "apple" / "2.png", np.zeros((50, 60), np.uint8))
-    (tmp_path / "own.yaml").write_text(f"DATA: {{data_set: mine, data_root: {root}}}\n")
+    write_config(tmp_path, root)
     index = build_index(config_of(tmp_path, "min_pixels", 1), "val")
     assert [index.pairs[p].image.name for p in index.per_class[1]] == ["1.jpg", "10.jpg"]
     assert f"left out: {root}/apple/2.png: no object in the mask" in caplog.text
@@ -435,7 +444,7 @@ def test_scan_is_cached_and_made_anew_when_a_mask_or_the_list_changes(data, monk
 def test_damaged_caches_are_made_anew(data, damage):
     cfg = config_of(data)
     first = build_index(cfg, "train")
-    cache = data / "train.scan.json"
+    (cache,) = (data / "exp" / ".cache").glob("train-*.scan.json")
     whole = cache.read_text()
     cache.write_text(damage(whole))
     assert cache.read_text() != whole
@@ -449,7 +458,7 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(data, caplog, monkeypa
 
     monkeypatch.setattr(lists_module, "write_atomically", refuse)
     assert names_of(build_index(config_of(data), "train")) == "abf"
-    assert "scanned anew" in caplog.text and not (data / "train.scan.json").exists()
+    assert "scanned anew" in caplog.text and not list(data.rglob("*.scan.json"))
 
 
 def test_many_masks_are_scanned_by_processes_with_the_same_result(tmp_path, monkeypatch):
@@ -562,7 +571,7 @@ def test_check_finds_pairs_listed_twice(data):
 def test_check_of_class_folders_finds_masks_without_object(tmp_path, capsys):
     root = make_folders(tmp_path / "root")
     save(root / "bear" / "2.png", np.zeros((50, 60), np.uint8))
-    (tmp_path / "own.yaml").write_text(f"DATA: {{data_set: mine, data_root: {root}}}\n")
+    write_config(tmp_path, root)
     with pytest.raises(FewShotError, match="1 bad"):
         main(["--config", str(tmp_path / "own.yaml"), "--check"])
     assert "2.png: no object in the mask" in capsys.readouterr().out

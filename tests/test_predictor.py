@@ -545,6 +545,7 @@ def test_same_episodes_same_iou_as_the_evaluation(episodes, model, changes, tmp_
         class_names=["red", "green", "blue"],
         folds=[[1, 2, 3]],
         min_pixels=50,
+        exp_root=str(tmp_path),
         **changes,
     )
     index = build_index(cfg, "test")

@@ -354,7 +354,8 @@ def test_pictures_show_the_classes_validated_on(tmp_path) -> None:
     config = tmp_path / "fss.yaml"
     config.write_text(
         f"{{data_set: fss, data_root: '{tmp_path}', min_pixels: 1, val_size: 64, train_h: 64, "
-        "train_w: 64, arch: HSNet, backbone: resnet18, width: 8, pretrained: none}"
+        "train_w: 64, arch: HSNet, backbone: resnet18, width: 8, pretrained: none, "
+        f"exp_root: '{tmp_path}-exp'}}"
     )
     cfg = load_config(config)
     shown = []

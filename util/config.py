@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from util.errors import FewShotError
-from util.folds import Fold, fold_of, split_count
+from util.folds import Fold, fold_of, given_splits, split_count
 from util.runtime.files import expanded
 from util.schema import FOREIGN_SECTIONS, IGNORED, KEYS, SECTIONS, BadValue, show
 
@@ -431,9 +431,10 @@ def _problems(cfg: Config) -> Iterable[str]:
             "only fold 0" if splits == 1 else f"folds 0 to {splits - 1}"
         )
     if cfg.folds and cfg.class_names:
-        highest = max((c for fold in cfg.folds for c in fold if isinstance(c, int)), default=0)
-        if highest > len(cfg.class_names):
-            yield f"folds names class {highest}, but class_names has {len(cfg.class_names)}"
+        try:
+            given_splits(cfg.folds, dict(enumerate(cfg.class_names, 1)))
+        except FewShotError as error:
+            yield str(error)
     if cfg.runs > len(cfg.seeds):
         yield f"runs {show(cfg.runs)} needs as many seeds, but seeds has {len(cfg.seeds)}"
     if facts.is_base and cfg.batch_size == 1 and not cfg.fix_bn:

@@ -100,5 +100,11 @@ def too_many_files() -> str:
 
 def one_line(error: object) -> str:
     """The text of an error for the screen: names out of foreign files may hold line breaks, or
-    commands to the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(error))
+    commands to the terminal. A byte of a name that is not UTF-8 is shown as ``\\xe9``."""
+    return "".join(map(_shown, str(error)))
+
+
+def _shown(letter: str) -> str:
+    if 0xDC80 <= ord(letter) <= 0xDCFF:  # how Python holds such a byte (PEP 383)
+        return f"\\x{ord(letter) - 0xDC00:x}"
+    return letter if letter.isprintable() else " "

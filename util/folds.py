@@ -6,6 +6,7 @@ Class ids count from 1; 0 is background and 255 is ignored. The base learner num
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from util.data.folders import class_folders
 from util.errors import FewShotError
 
 VOC_CLASSES = (
@@ -134,7 +136,7 @@ def fold_of(cfg: Any) -> Fold:
         _pick(cfg, [()])
         return _fss(cfg, names)
     if cfg.folds is not None:
-        splits, source = _given_splits(cfg.folds, names), "DATA.folds"
+        splits, source = given_splits(cfg.folds, names), "DATA.folds"
     elif cfg.data_set in _TABLES:
         splits, source = held_out(cfg.data_set, cfg.use_split_coco), "table"
     else:
@@ -198,7 +200,11 @@ def class_names(cfg: Any) -> Sequence[str]:
     if cfg.data_set in _TABLES:
         return _TABLES[cfg.data_set]
     if by_folder(cfg):
-        return class_folders(class_root(cfg))
+        root = class_root(cfg)
+        try:
+            return list(class_folders(root).pairs)
+        except FewShotError as error:
+            raise FewShotError(f"DATA.data_root: {error}") from error
     raise FewShotError(
         f"DATA.class_names: data set '{cfg.data_set}' needs the names of its classes, in the "
         "order of their ids 1, 2, ..."
@@ -224,31 +230,6 @@ def class_root(cfg: Any) -> Path:
     return root
 
 
-def class_folders(root: str | Path) -> list[str]:
-    """Names of the class folders below ``root``, sorted; their order gives the ids 1, 2, ...
-
-    A class folder holds pictures and masks of the same stem, or the folders images and masks.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FewShotError(f"DATA.data_root: there is no folder {root}")
-    names = sorted(p.name for p in root.iterdir() if p.name[0] != "." and _is_class_folder(p))
-    if not names:
-        raise FewShotError(
-            f"DATA.data_root: {root} holds no class folders (each with pictures and masks of the "
-            "same stem, or with the folders images and masks)"
-        )
-    return names
-
-
-def _is_class_folder(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    if (path / "images").is_dir() and (path / "masks").is_dir():
-        return True
-    return any(p.suffix.lower() == ".png" for p in path.iterdir())
-
-
 def _pick(cfg: Any, splits: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     if not 0 <= cfg.split < len(splits):
         known = "split 0 only" if len(splits) == 1 else f"splits 0 to {len(splits) - 1}"
@@ -256,14 +237,42 @@ def _pick(cfg: Any, splits: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return splits[cfg.split]
 
 
-def _given_splits(folds: Any, names: dict[int, str]) -> list[tuple[int, ...]]:
-    ids = {name: class_id for class_id, name in names.items()} | {c: c for c in names}
+def given_splits(folds: Any, names: dict[int, str]) -> list[tuple[int, ...]]:
+    """Class ids that each split of ``DATA.folds`` holds out.
+
+    Text is a class name. A number is an id, which is the class's place in the list of names; where
+    names are numbers themselves, one that could mean two classes is refused.
+    """
     if not folds or not all(folds):
         raise FewShotError("DATA.folds: give one list of class ids or names for each split")
-    for entry in (entry for fold in folds for entry in fold):
-        if entry not in ids:
-            raise FewShotError(f"DATA.folds: {entry!r} is no class; ids are 1 to {len(names)}")
-    return [tuple(sorted({ids[entry] for entry in fold})) for fold in folds]
+    return [tuple(sorted({_class_id(entry, names) for entry in fold})) for fold in folds]
+
+
+def _class_id(entry: int | str, names: dict[int, str]) -> int:
+    if isinstance(entry, str):
+        meant = [class_id for class_id, name in names.items() if name == entry]
+    else:
+        meant = [c for c, name in names.items() if c == entry or entry in _numbers(name)]
+    if not meant:
+        raise FewShotError(
+            f"DATA.folds names class {entry!r}, which is not there; ids are 1 to {len(names)}"
+        )
+    if len(meant) > 1:
+        readings = [f"'{names[c]}'" + f" (number {c} in the list)" * (c == entry) for c in meant]
+        raise FewShotError(
+            f"DATA.folds: {entry} may mean the class {' or '.join(readings)}; write names that are "
+            f"numbers in quotes, such as '{names[meant[-1]]}' (YAML reads 010 as 8)"
+        )
+    return meant[0]
+
+
+def _numbers(name: str) -> set[int]:
+    """The numbers that a class name may have become in YAML, or that a person reads in it."""
+    found = set()
+    for base in (10, 0, 8)[: 3 if name.startswith("0") else 2]:
+        with contextlib.suppress(ValueError):
+            found.add(int(name, base))
+    return found
 
 
 def _shifted(cfg: Any, names: dict[int, str]) -> Fold:

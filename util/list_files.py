@@ -7,34 +7,32 @@ Everything is parsed as text or as literals; paths stay below ``DATA.data_root``
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
+from util.data.folders import Pair, class_folders
 from util.errors import FewShotError
 from util.folds import Fold, by_folder, class_root
 
-_PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_LISTS = Path(__file__).resolve().parents[1] / "lists"  # the project's own
 _LITERAL_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
-
-
-class Pair(NamedTuple):
-    """A picture and its mask."""
-
-    image: Path
-    mask: Path
 
 
 @dataclass
 class Source:
     """Pairs with what is known about them before a mask is opened.
 
-    name     the list or folder, for messages
-    cache    where the scan of the masks is kept
-    classes  data by folder: the class of each pair
-    listed   published index: class id -> positions that may be its supports
+    name         the list or folder, for messages
+    cache        where the scan of the masks is kept
+    classes      data by folder: the class of each pair
+    listed       published index: class id -> positions that may be its supports
+    passed_over  data by folder: names of folders that are no classes
     """
 
     pairs: list[Pair]
@@ -42,6 +40,23 @@ class Source:
     cache: Path
     classes: list[int] | None = None
     listed: dict[int, frozenset[int]] | None = None
+    passed_over: Sequence[str] = ()
+
+    @cached_property
+    def same_picture(self) -> dict[int, int]:
+        """Position -> the first position of the same file, for pictures in several pairs.
+
+        The file counts and not its path: links and other spellings lead to the same picture.
+        """
+        places: dict[Any, list[int]] = defaultdict(list)
+        for position, pair in enumerate(self.pairs):
+            try:
+                status = os.stat(pair.image)
+            except (OSError, ValueError):  # named by the scan
+                places[pair.image].append(position)
+            else:
+                places[status.st_dev, status.st_ino].append(position)
+        return {p: group[0] for group in places.values() if len(group) > 1 for p in group}
 
 
 def find_pairs(cfg: Any, fold: Fold, mode: str) -> Source:
@@ -53,10 +68,20 @@ def find_pairs(cfg: Any, fold: Fold, mode: str) -> Source:
         key = "train_list" if mode == "train" else "val_list"
         raise FewShotError(f"DATA.{key}: data set '{cfg.data_set}' needs a list")
     path = Path(path)
+    cache = _cache(cfg, path)
     if path.name.startswith("data_list_"):
-        return _published_source(cfg, fold, mode, path, path.with_suffix(".scan.json"))
-    pairs = read_list(path, cfg.data_root, cfg.allow_outside_root)
-    return Source(pairs, str(path), path.with_suffix(".scan.json"))
+        return _published_source(cfg, fold, mode, path, cache)
+    return Source(read_list(path, cfg.data_root, cfg.allow_outside_root), str(path), cache)
+
+
+def _cache(cfg: Any, data: Path) -> Path:
+    """Where the scan of a list or folder is kept: beside a list in ``lists/``, else below
+    ``exp_root``, since the folders of data belong to the user and may be shared or read-only."""
+    place = os.path.realpath(data)
+    if Path(place).is_relative_to(_LISTS):
+        return data.with_suffix(".scan.json")
+    mark = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
+    return Path(cfg.exp_root, ".cache", f"{Path(place).stem}-{mark}.scan.json")
 
 
 # ---------------------------------------------------------------------------- list files
@@ -99,26 +124,50 @@ def _columns(line: str, root: Path) -> tuple[str, str]:
         fields = line.split()
         if len(fields) > 2:  # spaces in names: the gap is where a picture's name ends
             cuts = [i for i, letter in enumerate(line) if letter.isspace()]
-            cut = next((i for i in cuts if exists(root / line[:i])), cuts[-1])
+            cut = next((i for i in cuts if any(map(exists, _readings(line[:i], root)))), cuts[-1])
             fields = [line[:cut].strip(), line[cut:].strip()]
     if len(fields) != 2:
         raise FewShotError(f"expected a picture and a mask, found {_short(line)}")
     return fields[0], fields[1]
 
 
+def _readings(name: str, root: str | Path) -> list[str]:
+    """The paths that a name in a list may mean, ``..`` resolved as text so that no link bends them.
+
+    First the name as it stands below ``root``. Lists of other programs have backslashes, paths
+    below the root that begin with a slash, and paths that begin with ``~``.
+    """
+    slashed = name.replace("\\", "/")
+    names = (name, slashed, os.path.expanduser(slashed), slashed.lstrip("/"))
+    return list(dict.fromkeys(os.path.normpath(os.path.join(root, name)) for name in names))
+
+
 def _place(name: str, data_root: str | Path, allow_outside: bool) -> Path:
-    """``name`` below ``data_root``, its ``..`` resolved as text so that no link can bend them."""
+    """The file that ``name`` means, below ``data_root`` unless ``allow_outside``."""
     if any(ord(letter) < 32 for letter in name):
         raise FewShotError(f"control characters in the path {_short(name)}")
-    root = os.path.normpath(data_root)
-    path = os.path.normpath(os.path.join(root, name))
-    inside = root == "." and not os.path.isabs(path) and path.split(os.sep)[0] != os.pardir
-    if not (inside or path.startswith(os.path.join(root, "")) or allow_outside):
+    path, *others = _readings(name, data_root)
+    if others:
+        found = [p for p in (path, *others) if (allow_outside or below(p, data_root)) and exists(p)]
+        if len(found) > 1:
+            raise FewShotError(f"{_short(name)} may be {found[0]} or {found[1]}: remove one")
+        path = found[0] if found else path
+    if not (allow_outside or below(path, data_root)):
         raise FewShotError(
-            f"{_short(name)} leaves DATA.data_root ({data_root}); set DATA.allow_outside_root to "
-            "permit that"
+            f"{_short(name)} leaves DATA.data_root ({data_root})"
+            + (f", and there is no {others[-1]}" if others else "")
+            + "; set DATA.allow_outside_root to permit that"
         )
     return Path(path)
+
+
+def below(path: str | Path, folder: str | Path) -> bool:
+    """Whether ``path`` lies in ``folder``, links in it left alone, a link to it followed."""
+    path = os.path.abspath(path)
+    return any(
+        path.startswith(os.path.join(place(folder), ""))
+        for place in (os.path.abspath, os.path.realpath)
+    )
 
 
 def _read_text(path: str | Path) -> str:
@@ -133,9 +182,9 @@ def _read_text(path: str | Path) -> str:
         raise FewShotError(f"{path}: the list cannot be read ({reason})") from error
 
 
-def exists(path: Path) -> bool:
+def exists(path: str | Path) -> bool:
     try:
-        return path.is_file()
+        return Path(path).is_file()
     except (OSError, ValueError):
         return False
 
@@ -149,40 +198,12 @@ def _short(text: str) -> str:
 
 def _folder_source(cfg: Any, fold: Fold) -> Source:
     root = class_root(cfg)
-    pairs: list[Pair] = []
-    classes: list[int] = []
+    found = class_folders(root, list(fold.names.values()))
+    pairs, classes = [], []
     for class_id, name in fold.names.items():
-        found = folder_pairs(root / name)
-        pairs += found
-        classes += [class_id] * len(found)
-    return Source(pairs, str(root), root / "masks.scan.json", classes)
-
-
-def folder_pairs(folder: Path) -> list[Pair]:
-    """Pairs of a class folder: ``images/X.* + masks/X.png``, or ``X.jpg + X.png`` side by side.
-
-    Raises :class:`FewShotError` naming a picture that has no mask; masks need a picture too.
-    """
-    images, masks = folder / "images", folder / "masks"
-    if not (images.is_dir() and masks.is_dir()):
-        images = masks = folder
-    if not masks.is_dir():
-        raise FewShotError(f"{folder}: there is no such class folder")
-    by_stem = {p.stem: p for p in masks.iterdir() if p.suffix.lower() == ".png"}
-    kinds = _PICTURES - {".png"} if images == masks else _PICTURES
-    pictures = {p.stem: p for p in images.iterdir() if p.suffix.lower() in kinds}
-    alone = sorted(pictures.keys() ^ by_stem.keys(), key=_natural)
-    if alone:
-        path = pictures.get(alone[0]) or by_stem[alone[0]]
-        what = "mask" if alone[0] in pictures else "picture"
-        raise FewShotError(f"{path} has no {what} of the same name ({len(alone)} such in {folder})")
-    return [Pair(pictures[stem], by_stem[stem]) for stem in sorted(pictures, key=_natural)]
-
-
-def _natural(name: str) -> tuple[bool, int, str]:
-    """Numbers in their own order, then names."""
-    number = name.isascii() and name.isdigit() and len(name) < 19
-    return not number, int(name) if number else 0, name
+        pairs += found.pairs[name]
+        classes += [class_id] * len(found.pairs[name])
+    return Source(pairs, str(root), _cache(cfg, root), classes, passed_over=found.passed_over)
 
 
 # ---------------------------------------------------------------------------- published indexes
@@ -252,7 +273,7 @@ def _is_pairs(value: Any) -> bool:
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    return PurePosixPath(name.strip()).parts
+    return PurePosixPath(name.strip().replace("\\", "/")).parts
 
 
 def _depth(path: Path, root: Path, name: str) -> int:

@@ -8,7 +8,6 @@ pictures by the number of categories that they show. ``--json`` writes what was 
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -32,7 +31,8 @@ from util.lists import (
     select,
     stray_value,
 )
-from util.runtime.files import refuse_input, user_path, write_atomically
+from util.results import write_json
+from util.runtime.files import refuse_input, user_path
 from util.transform import IGNORE, read_image, read_mask, read_pair
 
 _MOST_SHOWN = 50  # bad files on the screen; the JSON report names all
@@ -64,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report["unlisted"] = [cfg.fold.names[class_id] for class_id in cfg.fold.unlisted]
     if cfg.fold.note:
         print(f"note: {cfg.fold.note}")
+    if by_folder(cfg):
+        others = report["no_classes"] = list(find_pairs(cfg, cfg.fold, "val").passed_over)
+        if others:
+            print(f"{cfg.data_root}: {len(others)} folder(s) are no classes: {', '.join(others)}")
     if options.check:
         report["lists"] = check(cfg)
     elif not options.stats:
@@ -74,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.png:
             draw_stats(report["stats"], f"{cfg.data_set}: categories in a picture", options.png)
     if options.json:
-        text = json.dumps(report, indent=1, ensure_ascii=False)
-        write_atomically(options.json, text.encode("utf-8", "backslashreplace"))
+        write_json(options.json, report)
     bad = sum(len(entry["bad"]) for entry in report.get("lists", ()))
     if bad:
         raise FewShotError(f"{bad} bad file(s) or line(s) in the lists of '{cfg.data_set}'")
@@ -173,12 +176,13 @@ def _check_files(cfg: Any, source: Source, bad: list[dict[str, str]]) -> list[Co
     binary = source.classes is not None
     job = partial(check_pair, binary=binary, allowed=allowed_values(cfg.fold, binary))
     results = parallel(job, source.pairs, f"reading {source.name}")
-    seen: set[Pair] = set()
-    for pair, (_, problems) in zip(source.pairs, results, strict=True):
+    seen: set[tuple[int, Path]] = set()
+    for position, (pair, (_, problems)) in enumerate(zip(source.pairs, results, strict=True)):
         bad += ({"file": path, "problem": problem} for path, problem in problems)
-        if pair in seen:
+        key = source.same_picture.get(position, position), pair.mask
+        if key in seen:
             bad.append({"file": str(pair.image), "problem": "listed twice with the same mask"})
-        seen.add(pair)
+        seen.add(key)
     return [counts for counts, _ in results]
 
 

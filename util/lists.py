@@ -1,8 +1,8 @@
 """From list files to what a fold may use of them: pairs, scans of the masks, per-class indexes.
 
 A list has a picture and a mask a line, relative to ``DATA.data_root``. How many pixels of each
-class every mask holds is found once, in parallel, and cached beside the list; which pictures a
-split keeps follows from these counts in a moment, so one scan serves every split and rule.
+class every mask holds is found once, in parallel, and cached; which pictures a split keeps follows
+from these counts in a moment, so one scan serves every split and rule.
 
     python -m util.lists --config FILE [--check] [--stats] [--shot K] [--json FILE] [--png FILE]
 """
@@ -157,7 +157,7 @@ def scan(source: Source) -> list[Counts]:
     }
     try:
         write_atomically(source.cache, json.dumps(content, separators=(",", ":")).encode())
-    except FewShotError as error:  # a data set may lie on a disk that is read-only
+    except FewShotError as error:  # the folder may be read-only
         _log.warning("%s: the masks will be scanned anew each time", error)
     return counts
 
@@ -167,7 +167,7 @@ def _fingerprint(pairs: Iterable[Pair], binary: bool) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {binary}\n".encode())
     for _, mask in pairs:
         stat = mask.stat()
-        digest.update(f"{mask}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode("utf-8", "replace"))
+        digest.update(os.fsencode(f"{mask}\t{stat.st_size}\t{stat.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
@@ -202,6 +202,8 @@ def build_index(cfg: Any, mode: str) -> FoldIndex:
     source = find_pairs(cfg, fold, mode)
     counts = scan(source)
     _check_values(source, counts, fold)
+    if repeated := repeats(source):
+        _log.warning("%s", repeated)
     index = select(cfg, fold, mode, source, counts)
     if not index.entries:
         raise FewShotError(
@@ -210,6 +212,19 @@ def build_index(cfg: Any, mode: str) -> FoldIndex:
             + (" and no other class" if mode == "train" and cfg.protocol == "bam" else "")
         )
     return index
+
+
+def repeats(source: Source) -> str:
+    """One sentence about pictures that stand in several lines, or an empty string."""
+    again = [p for p, first in source.same_picture.items() if p != first]
+    if not again:
+        return ""
+    pictures, lines = len(set(source.same_picture.values())), len(again)
+    return (
+        f"{source.name}: {pictures} picture(s) are listed twice or more, in {lines} line(s) too "
+        f"many, the first {source.pairs[again[0]].image}; each counts once for a class, so that "
+        "none is its own support"
+    )
 
 
 def allowed_values(fold: Fold, binary: bool) -> range:
@@ -256,7 +271,11 @@ def select(cfg: Any, fold: Fold, mode: str, source: Source, counts: list[Counts]
     A picture is listed under each class of the fold that has ``min_pixels`` pixels in it, and is
     an entry when there is one. Training with protocol bam skips pictures that show any class but
     base classes; elsewhere such pixels become background.
+
+    Of a picture in several lines each class belongs to the first that is kept, so that a query is
+    never its own support and supports are distinct.
     """
+    taken: set[tuple[int, int]] = set()
     classes = frozenset(fold.classes(mode))
     only_own = mode == "train" and cfg.protocol == "bam"
     per_class: dict[int, list[int]] = {class_id: [] for class_id in sorted(classes)}
@@ -273,6 +292,11 @@ def select(cfg: Any, fold: Fold, mode: str, source: Source, counts: list[Counts]
             continue
         else:
             large = [c for c in own if shown[c] >= cfg.min_pixels]
+        if position in source.same_picture:
+            picture = source.same_picture[position]
+            own = tuple(c for c in own if (picture, c) not in taken)
+            large = [c for c in large if c in own]
+            taken.update((picture, c) for c in own if large)
         if large:
             present[position] = own
         for class_id in large:

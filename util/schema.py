@@ -161,11 +161,17 @@ class Key:
     def _strs(self, value: Any) -> tuple[str, ...]:
         return self._unique(tuple(self._str(item) for item in self._sequence(value)))
 
+    def _class_id(self, value: Any) -> int:
+        try:
+            return self._int(value)
+        except BadValue as error:  # YAML reads no, 1.5 and 2024-05-01 as something else
+            raise BadValue(f"{error}; write class names such as this one in quotes") from error
+
     def _groups(self, value: Any) -> tuple[tuple[int | str, ...], ...]:
         return tuple(
             self._unique(
                 tuple(
-                    item if isinstance(item, str) else self._int(item)
+                    item if isinstance(item, str) else self._class_id(item)
                     for item in self._sequence(group)
                 )
             )
@@ -209,8 +215,7 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
         _path("val_list", None, "pairs to evaluate on; null: the data set's list or class folders"),
         Key("class_names", "strs", None, "class names, ids 1, 2, ...; null: the data set's own",
             null=True),
-        Key("folds", "groups", None, "classes (ids or names) that each fold holds out",
-            low=1, high=65535, null=True),
+        Key("folds", "groups", None, "classes (ids or names) that each fold holds out", null=True),
         _path("split_lists", None, "fss: folder with the class lists of its three parts"),
         _str("trained_on", None, "data set that the model was trained on, if another"),
         _bool("use_split_coco", True, "COCO: fold i holds out classes 4k+i+1, else 20i+1..20i+20"),

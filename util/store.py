@@ -18,7 +18,7 @@ import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -40,6 +40,31 @@ STATE = {
     "best_epoch": int,
     "effective_batch": int,
 }
+
+
+def lock(path: Path, advice: str) -> TextIO:
+    """Claim the folder of ``path`` until the file returned is closed or the process ends.
+
+    A record lock: worker processes do not inherit it and it works on network drives. Raises
+    :class:`FewShotError`, ending with ``advice``, when another process has it.
+    """
+    try:
+        file = open(path, "a+")
+    except OSError as error:
+        raise FewShotError(f"cannot write in {path.parent}: {error.strerror}") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise FewShotError(
+            f"{path.parent} is in use by a run that is still going ({owner}); {advice}"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
 
 
 def serialise(state: dict[str, Any]) -> bytes:
@@ -68,28 +93,10 @@ class CheckpointStore:
     def lock(self) -> None:
         """Claim the folder for this process until it ends, however it ends.
 
-        A record lock: worker processes do not inherit it and it works on network drives. Also
-        removes the temporary files of a run that was killed while saving.
+        Also removes the temporary files of a run that was killed while saving.
         """
-        path = self.folder / ".lock"
-        try:
-            file = open(path, "a+")  # noqa: SIM115 - stays open as long as the process lives
-        except OSError as error:
-            raise FewShotError(f"cannot write in {self.folder}: {error.strerror}") from error
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            file.close()
-            raise FewShotError(
-                f"{self.folder} is in use by a run that is still going ({owner}); wait for it, or "
-                "keep the runs apart with --opts name NAME"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        self._lock = file
+        advice = "wait for it, or keep the runs apart with --opts name NAME"
+        self._lock = lock(self.folder / ".lock", advice)
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
