@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from util.config import load_config
 from util.errors import FewShotError
 from util.folds import COCO_CLASSES, DEMO_CLASSES, VOC_CLASSES, canonical, fold_of, split_count
 
@@ -98,6 +99,39 @@ def test_own_folds_take_ids_and_names():
         fold_of(make(data_set="mine", class_names=("a", "b"), folds=((1, 2),)))
     with pytest.raises(FewShotError, match="for each split"):
         fold_of(make(data_set="mine", class_names=("a", "b"), folds=((),)))
+
+
+@pytest.mark.parametrize(
+    ("names", "folds", "expected"),
+    [
+        ("apple pear plum", "[[1, 3]]", "apple plum"),
+        ("1 10 11 12 2 3", "[['2', 3], [1]]", "refused: 3 may mean the class '11'"),
+        ("1 10 11 12 2 3", "[['2', '3'], [1]]", "2 3"),
+        ("008 009 010 011", "[[010]]", "refused: 8 may mean the class '008' or '010'"),
+        ("008 009 010 011", "[['010', 009]]", "009 010"),
+        ("001 002 003", "[[001, 002]]", "001 002"),
+        ("10 20 30", "[[10], [20]]", "10"),
+        ("10 20 30", "[[1], [2]]", "10"),
+        ("0 1 2", "[[0]]", "0"),
+        ("0 1 2", "[[1]]", "refused: 1 may mean the class '0' (number 1 in the list) or '1'"),
+        ("20240001 b", "[[20240001]]", "20240001"),
+        ("0x10 b c", "[[0x10]]", "0x10"),
+        ("no yes", "[[no]]", "refused: write class names such as this one in quotes"),
+        ("1.5 2", "[[1.5]]", "refused: write class names such as this one in quotes"),
+        ("1 2 3", "[[4]]", "refused: class 4, which is not there; ids are 1 to 3"),
+    ],
+)
+def test_numbers_in_folds_are_places_unless_they_could_be_names(tmp_path, names, folds, expected):
+    root = folder_of_classes(tmp_path / "data", names.split())
+    config = tmp_path / "own.yaml"
+    config.write_text(f"DATA: {{data_set: mine, data_root: {root}, folds: {folds}}}\n")
+    try:
+        fold = load_config(config).fold
+        found = " ".join(fold.names[c] for c in fold.novel)
+    except FewShotError as error:
+        assert "refused" in expected and expected.removeprefix("refused: ") in str(error)
+    else:
+        assert found == expected
 
 
 def test_own_classes_without_folds_hold_nothing_out():
