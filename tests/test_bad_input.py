@@ -476,13 +476,9 @@ MISTAKES = {
                                   r"cannot write .*folder"),
     "result in a folder that cannot be made": Mistake(
         "test.py", lambda w: (*w.stage2, "--output", "/proc/none/r.json"), r"cannot write /proc"),
-    "export into a missing folder": export(lambda w: (w.best, w.here / "none/x.pth"),
-                                           r"cannot write .*none/x\.pth"),
     "export below a file": export(lambda w: (w.best, w.file("f") / "x.pth"),
                                   r"cannot write .*f/x\.pth"),
     "export over a folder": export(lambda w: (w.best, w.run), r"cannot write .*1shot"),
-    "list report into a missing folder": Mistake(
-        "util.lists", lambda w: (*w.stage2, "--json", w.here / "none/r.json"), r"none/r\.json"),
     "list report below a file": Mistake(
         "util.lists", lambda w: (*w.stage2, "--json", w.file("f") / "r.json"), r"f/r\.json"),
     "predictions below a file": predict(lambda w: ("--output", w.file("f") / "out"), r"/f"),

@@ -429,8 +429,8 @@ def test_the_result_has_exactly_the_published_fields(config) -> None:
     json.dumps(content, allow_nan=False)
     assert content.pop("classes_from") == "DATA.folds", "no published split: it is named"
     assert list(content) == [
-        "dataset", "arch", "backbone", "split", "shot", "weight", "episodes", "runs", "mean",
-        "std", "ci95", "timing", "parameters", "folds", "not_asked", "left_out", "settings",
+        "dataset", "arch", "backbone", "split", "shot", "weight", "trained", "episodes", "runs",
+        "mean", "std", "ci95", "timing", "parameters", "folds", "not_asked", "left_out", "settings",
     ]  # fmt: skip
     assert (content["parameters"], content["folds"]) == (1, 2), "gain alone is learned"
     assert content["settings"] == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from model import build_model
 from tests.training_case import ROOT, environment, make_data, train
-from util.checkpoint import load_weights
+from util.checkpoint import load_weights, read_checkpoint
 from util.config import load_config
 from util.demo import main as demo_main
 from util.errors import FewShotError
@@ -80,6 +81,17 @@ def test_it_cannot_be_mistaken_for_a_weight_file(case):
         load_weights(build_model(cfg), part)
     with pytest.raises(FewShotError, match="is no export"):
         load_learned(build_model(cfg), whole)
+
+
+def test_folders_that_are_missing_are_made(case, tmp_path):
+    cfg, whole, part = case
+    export(whole, tmp_path / "new" / "x.pth")
+    state = read_checkpoint(tmp_path / "new" / "x.pth")["learned"]
+    assert all(torch.equal(t, state[n]) for n, t in read_checkpoint(part)["learned"].items())
+    lists_main(
+        ["--config", str(whole.parents[6] / "stage2.yaml"), "--json", str(tmp_path / "a/b/r.json")]
+    )
+    assert json.loads((tmp_path / "a/b/r.json").read_text())["data_set"] == cfg.data_set
 
 
 def test_no_writer_replaces_what_it_reads(case, tmp_path, monkeypatch):
