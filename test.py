@@ -132,8 +132,8 @@ def evaluate(
 def compile_learned(model: FewShotModel, mode: str) -> None:
     """Compile the learned modules in place; names in the state dict stay as they are.
 
-    The frozen encoder stays out: it folds its weights on demand, and runs once a picture. No CUDA
-    graphs: they reuse the memory of results that the evaluation keeps.
+    The frozen encoder stays out: its weights are folded already, and it runs once a picture. No
+    CUDA graphs: they reuse the memory of results that the evaluation keeps.
     """
     mode = f"{mode}-no-cudagraphs" if mode == "max-autotune" else mode
     for name, child in model.named_children():

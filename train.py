@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model import build_model
-from model.fewshot import FewShotModel
+from model.fewshot import FewShotModel, Loss
 from util import distributed
 from util.config import Config
 from util.dataset import EpisodeDataset
@@ -51,7 +51,8 @@ class EpisodicStage(Stage):
             lambda: (build_index(cfg, "train"), build_index(cfg, "val") if cfg.evaluate else None)
         )
         dataset = EpisodeDataset(cfg, train_index, shot=getattr(model, "train_shot", cfg.shot))
-        super().__init__(cfg, device, model.to(device), dataset)
+        model.to(device).derive()  # what is frozen; the rest is about to learn
+        super().__init__(cfg, device, model, dataset)
         self.about = (
             f"{cfg.shot} shot: {learnable_parameters(model, cfg):,} learnable parameters, "
             f"{len(dataset):,} episodes an epoch"
@@ -63,7 +64,7 @@ class EpisodicStage(Stage):
         except FewShotError as error:
             raise FewShotError(f"{error}; evaluate: False trains without validation") from error
 
-    def forward(self, batch: dict[str, Tensor]) -> dict:
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Loss]:
         out = self.model(
             batch["query_image"],
             batch["support_images"],

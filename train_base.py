@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model import PSPNet, build_model
+from model.fewshot import Loss
 from util import distributed
 from util.config import Config
 from util.dataset import SegmentationDataset
@@ -46,7 +47,7 @@ class BaseStage(Stage):
         super().__init__(cfg, device, model, dataset)
         self.about = f"{cfg.num_base} base classes, {len(dataset):,} pictures an epoch"
 
-    def forward(self, batch: dict[str, Tensor]) -> dict:
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Loss]:
         return self.model.losses(self.model(batch["image"]), batch["mask"])
 
     def validate(self, epoch: int, log: RunLog) -> Score:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model import build_model
+from model.fewshot import split_shots, total
 from util.config import load_config
 
 CONFIGS = {
@@ -23,7 +24,9 @@ def model_of(
     """The model in textbook or fast form, the same random weights in either."""
     torch.manual_seed(0)
     cfg = load_config(config, [*(overrides or []), "compute", compute])
-    return build_model(cfg).to(device).eval()
+    model = build_model(cfg).to(device).eval()
+    model.derive()
+    return model
 
 
 def model_pair(
@@ -55,12 +58,14 @@ def episodes(
 
 
 def predict(model: nn.Module, data: dict[str, Tensor], dtype: torch.dtype | None = None):
-    """One evaluation forward pass, under autocast when a dtype is given. Without enlarging the base
-    learner's logits: the evaluation does that for each query once, not in each episode.
+    """One evaluation pass, under autocast when a dtype is given, in the steps that evaluation
+    takes: it enlarges the base learner's logits for each query once, not in each episode.
     """
-    inputs = (data["query_image"], data["support_images"], data["support_masks"])
-    with torch.inference_mode(), autocast(data["query_image"].device, dtype):
-        return model(*inputs, with_base=False)
+    query, images, masks = data["query_image"], data["support_images"], data["support_masks"]
+    with torch.inference_mode(), autocast(query.device, dtype):
+        encoded = model.encode_episode(query, images.flatten(0, 1), masks.flatten(0, 1))
+        supports = split_shots(model.prepare_support(encoded[1]), images.shape[1])
+        return model.match(model.prepare_query(encoded[0]), supports, tuple(query.shape[-2:]))
 
 
 def train_step(model: nn.Module, data: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:
@@ -72,7 +77,7 @@ def train_step(model: nn.Module, data: dict[str, Tensor], dtype: torch.dtype | N
         )
         losses = model.losses(out, data["query_mask"], data["base_mask"])
     del out  # as in train.py, where the losses are all that leaves the step
-    losses["total"].backward()
+    total(losses).backward()
     model.zero_grad(set_to_none=True)
 
 

@@ -47,6 +47,7 @@ def kernels(backbone: str, size: int, device: torch.device, repeats: int = 3) ->
         torch.manual_seed(0)
         overrides = ["kernel4d", kernel, "compute", compute]
         model = build_model(load_config(CONFIG.format(backbone), overrides)).to(device).eval()
+        model.derive()
         parameters[form] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         query = model.encode_query(data["query_image"])
         support = model.encode_support(data["support_images"][:, 0], data["support_masks"][:, 0])

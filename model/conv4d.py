@@ -4,9 +4,6 @@ A hypercorrelation is a tensor [B, C, h_q, w_q, h_s, w_s]: what every query posi
 about every support position (h_s, w_s). All kernels have side ``k`` in the four dimensions, padding
 ``k // 2``, stride 1 over the query and ``stride`` over the support dimensions, so that the result
 is [B, C', h_q, w_q, ceil(h_s / stride), ceil(w_s / stride)].
-
-Everything here is the textbook form: the equations written down. ``model/conv4d_fast.py`` holds
-the efficient form of the center-pivot convolution.
 """
 
 from __future__ import annotations

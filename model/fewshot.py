@@ -14,14 +14,14 @@ they are joined, and a ``valid`` tensor beside them says which positions count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import align_rows, fix_batch_norms, full_precision
+from model.layers import align, align_rows, fix_batch_norms, full_precision
 
 BAND = 64
 
@@ -30,9 +30,8 @@ class Output(NamedTuple):
     """Result of an episode batch.
 
     final: logits [B, 2, H, W] (background, object); meta: the same without the base learner, or
-    None; base: logits of the base learner [B, 1+N, H, W], in training mode at the encoder's size,
-    or None; prior: [B, 2, h, w] in [-1, 1], or None; correlations: mean correlation maps
-    [B, h_l, w_l], finest stage first.
+    None; base: logits of the base learner [B, 1+N, h, w], or None; prior: [B, 2, h, w] in [-1, 1],
+    or None; correlations: mean correlation maps [B, h_l, w_l], finest stage first.
     """
 
     final: Tensor
@@ -40,6 +39,24 @@ class Output(NamedTuple):
     base: Tensor | None
     prior: Tensor | None
     correlations: list[Tensor]
+
+
+class Loss(NamedTuple):
+    """A term of what training minimises, the sum of weight times value over all terms.
+
+    value: scalar; weight; over: what ``value`` is a mean over, 'pixels' (those of the query's mask,
+    of a picture's in stage 1, that are not 255) or 'samples'. N processes, or a batch in parts,
+    follow the gradient of one process with the joint batch by weighting the terms accordingly.
+    """
+
+    value: Tensor
+    weight: float = 1.0
+    over: Literal["pixels", "samples"] = "pixels"
+
+
+def total(losses: Mapping[str, Loss]) -> Tensor:
+    """The objective of a batch that is whole."""
+    return sum(loss.weight * loss.value for loss in losses.values())
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -97,8 +114,8 @@ class FewShotModel(nn.Module):
     """Base class: the forward pass in five steps, frozen modules, losses.
 
     ``frozen``: names of the submodules that are never trained (and always in evaluation mode).
-    ``host_masks``: whether ``encode_support`` wants its mask in host memory when the model is on a
-    GPU, so as to look at it without waiting.
+    ``host_masks``: whether ``encode_support`` wants its mask in host memory wherever the model is,
+    so as to look at it without waiting.
     A method that is trained with another number of supports than it is evaluated with says so in
     an attribute ``train_shot`` (HSNet: 1).
     """
@@ -143,12 +160,8 @@ class FewShotModel(nn.Module):
         supports: Any,
         size: tuple[int, int],
         class_index: Tensor | None = None,
-        with_base: bool = True,
     ) -> Output:
-        """Prepared query (batch B) against prepared supports ([B, K, ...]); logits at ``size``.
-
-        ``with_base``: False leaves ``Output.base``, which depends on the query alone, at None.
-        """
+        """Prepared query (batch B) against prepared supports ([B, K, ...]); logits at ``size``."""
         raise TypeError(f"{type(self).__name__} must define match")
 
     def check_size(self, height: int, width: int) -> None:
@@ -160,13 +173,13 @@ class FewShotModel(nn.Module):
         support_images: Tensor,
         support_masks: Tensor,
         class_index: Tensor | None = None,
-        with_base: bool = True,
     ) -> Output:
         """Segment a batch of episodes.
 
         query_image [B, 3, H, W] and support_images [B, K, 3, H, W], normalised; support_masks
         [B, K, H, W] with 1 = object, 0 = rest, 255 = ignore; class_index [B], the episode's class
-        among the base classes (0-based), in training only; ``with_base`` as in :meth:`match`.
+        among the base classes (0-based), in training only. In evaluation mode ``Output.base`` has
+        the input's size; in training its loss enlarges it, part by part.
         """
         size = tuple(query_image.shape[-2:])
         self.check_size(*size)
@@ -176,16 +189,16 @@ class FewShotModel(nn.Module):
         )
         query = self.prepare_query(query)
         support = split_shots(self.prepare_support(support), support_images.shape[1])
-        return self.match(query, support, size, class_index, with_base)
+        out = self.match(query, support, size, class_index)
+        if out.base is None or self.training:
+            return out
+        return out._replace(base=align(out.base, size))
 
-    def losses(
-        self, out: Output, query_mask: Tensor, base_mask: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Scalars: ``main`` and whatever else the method has, unweighted; ``total``, weighted.
+    def losses(self, out: Output, query_mask: Tensor, base_mask: Tensor | None) -> dict[str, Loss]:
+        """The terms by name: ``main`` and whatever else the method has.
 
         query_mask [B, H, W], integer, 1 = object, 0 = rest, 255 = ignore; base_mask [B, H, W] with
-        0..N and 255, or None. ``main``, ``meta`` and ``base`` are means over valid pixels, other
-        terms means over the batch: N processes then follow the gradient of one.
+        0..N and 255, or None.
         """
         raise TypeError(f"{type(self).__name__} must define losses")
 
@@ -198,6 +211,17 @@ class FewShotModel(nn.Module):
         """Take the frozen submodules out of training; called at the end of construction."""
         for name in self.frozen:
             self.get_submodule(name).requires_grad_(False).eval()
+
+    def derive(self) -> None:
+        """To be called when the weights are final: loaded, or trained for the time being.
+
+        Parts that compute something from their weights alone (with a method ``derive``) may do so
+        once from now on, as long as they are not being trained. Loading and moving weights renews
+        it; weights that are changed otherwise ask for another call.
+        """
+        for part in self.modules():
+            if part is not self and hasattr(part, "derive"):
+                part.derive()
 
     def learnable_state(self) -> dict[str, Tensor]:
         """The part of the state dict that training changes."""

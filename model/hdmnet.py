@@ -12,12 +12,10 @@ from model.decoder import Decoder
 from model.distillation import distillation_loss
 from model.encoder import build_encoder
 from model.ensemble import Ensemble, gram
-from model.fewshot import FewShotModel, Output, join, map_tensors, segmentation_loss
-from model.hidden import ObjectEncoder
-from model.layers import align, full_precision, nearest, set_folding
+from model.fewshot import FewShotModel, Loss, Output, segmentation_loss
+from model.layers import align, full_precision, hide, nearest
 from model.matching import MATCHERS, MatchingBlock, Tokens
-from model.positions import Places, all_places, object_places
-from model.prior import prior_at_positions, prior_textbook
+from model.prior import prior_mask
 from model.pspnet import BaseClassifier, PyramidHead
 from model.pyramid import Pyramid, initialise, to_map, to_tokens
 
@@ -26,13 +24,14 @@ DIM = 64
 PRIOR_CHANNELS = 2
 PRIOR_SCALE = 10.0
 AREA_EPSILON = 0.0005
+OPTIONS = (
+    "num_base", "shot", "stages", "matching", "hierarchy", "distill", "ensemble", "temperature",
+    "mask_support", "fidelity", "kshot_trans_dim", "fix_bn",
+)  # fmt: skip
 
 
 class QueryEncoding(NamedTuple):
-    """Frozen: f2, f3 [B, C, h, w]; f4, f5 [B, h·w, C]; gram [B, C2, C2]; base logits.
-
-    ``gram`` and ``base`` are None without the ensemble.
-    """
+    """f2 … f5 [B, C, h, w]; with the ensemble gram [B, C2, C2] and base logits [B, 1+N, h, w]."""
 
     f2: Tensor
     f3: Tensor
@@ -43,21 +42,14 @@ class QueryEncoding(NamedTuple):
 
 
 class SupportEncoding(NamedTuple):
-    """Frozen: f2, f3 [B, C, h, w]; f4, f5 [B, n, C] at the object's positions, then zeros.
-
-    outside [B]: True when some position is not object; mask [B, H, W] uint8 (1 = object); places:
-    the object in the maps of each stage, of which the first has the size of f4. The textbook path
-    keeps all n = h·w positions, zeroed outside the object.
-    """
+    """f2 … f5 [B, C, h, w], f4 and f5 zero outside the object; mask [B, H, W] uint8, 1 = object."""
 
     f2: Tensor
     f3: Tensor
     f4: Tensor
     f5: Tensor
-    outside: Tensor
     gram: Tensor | None
     mask: Tensor
-    places: tuple[Places, ...]
 
 
 class PreparedQuery(NamedTuple):
@@ -71,25 +63,19 @@ class PreparedQuery(NamedTuple):
 
 
 class PreparedSupport(NamedTuple):
-    """prototype [B, 256]; per stage the keys and values of the object's positions."""
+    """prototype [B, 256]; f4, f5, gram as encoded; each stage's keys and values."""
 
     prototype: Tensor
     f4: Tensor
     f5: Tensor
-    outside: Tensor
     gram: Tensor | None
     stages: tuple[Tokens, ...]
 
 
 class HDMNet(FewShotModel):
-    """See the module's title; the equations are named where they are implemented.
-
-    Options as in the configuration's ``Method`` section. ``compute``: 'fast' (exact rewritings,
-    the default) or 'textbook' (the equations written down directly).
-    """
+    """The method; options as in the configuration's ``Method`` section."""
 
     frozen = ("encoder", "head", "base_learner")
-    host_masks = True
 
     def __init__(
         self,
@@ -104,13 +90,11 @@ class HDMNet(FewShotModel):
         temperature: float = 1.0,
         mask_support: bool = True,
         fidelity: str = "released",
-        compute: str = "fast",
         kshot_trans_dim: int = 2,
         fix_bn: bool = True,
         aux_weights: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         super().__init__()
-        self.fast = compute == "fast"
         self.stacked = hierarchy == "stacked"
         self.corrected = fidelity == "corrected"
         self.distill = distill
@@ -120,7 +104,6 @@ class HDMNet(FewShotModel):
         self.aux_weights = aux_weights
 
         self.encoder = encoder
-        self._object_encoder = ObjectEncoder(encoder)
         self.head = PyramidHead(encoder.channels[2], encoder.head_width)
         self.base_learner = BaseClassifier(encoder.head_width, num_base) if ensemble else None
 
@@ -130,10 +113,9 @@ class HDMNet(FewShotModel):
         self.reduce_dropout = nn.Dropout2d(0.5)
         self.merge_query = nn.Conv2d(2 * REDUCED + PRIOR_CHANNELS, DIM, 1, bias=False)
         self.merge_support = nn.Conv2d(2 * REDUCED, DIM, 1, bias=False)
-        self.pyramid = Pyramid(DIM, stages, recompute=self.fast)
-        matcher = MATCHERS[matching, compute]
+        self.pyramid = Pyramid(DIM, stages)
         self.matching = nn.ModuleList(
-            MatchingBlock(DIM, PRIOR_CHANNELS, matcher, recompute=self.fast) for _ in range(stages)
+            MatchingBlock(DIM, PRIOR_CHANNELS, MATCHERS[matching]) for _ in range(stages)
         )
         self.decoder = Decoder(DIM, stages)
         self.ensemble = (
@@ -141,7 +123,6 @@ class HDMNet(FewShotModel):
         )
         initialise(self.pyramid)
         initialise(self.matching)
-        set_folding(self, self.fast)
         if not ensemble:
             self.frozen = ("encoder", "head")
         self.freeze()
@@ -149,29 +130,14 @@ class HDMNet(FewShotModel):
     @classmethod
     def from_config(cls, cfg: Any) -> HDMNet:
         """With the options of ``cfg``'s ``Method`` section; reads no file."""
-        return cls(
-            build_encoder(cfg),
-            num_base=cfg.num_base,
-            shot=cfg.shot,
-            stages=cfg.stages,
-            matching=cfg.matching,
-            hierarchy=cfg.hierarchy,
-            distill=cfg.distill,
-            ensemble=cfg.ensemble,
-            temperature=cfg.temperature,
-            mask_support=cfg.mask_support,
-            fidelity=cfg.fidelity,
-            compute=cfg.compute,
-            kshot_trans_dim=cfg.kshot_trans_dim,
-            fix_bn=cfg.fix_bn,
-            aux_weights=(cfg.aux_weight1, cfg.aux_weight2),
-        )
+        options = {name: getattr(cfg, name) for name in OPTIONS}
+        weights = (cfg.aux_weight1, cfg.aux_weight2)
+        return cls(build_encoder(cfg), aux_weights=weights, **options)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError when a stage would be left without a position or a key."""
-        need = self.pyramid.smallest_map()
-        if min(self.encoder.output_size(height), self.encoder.output_size(width)) < need:
-            smallest = next(s for s in range(1, 10_000) if self.encoder.output_size(s) >= need)
+        smallest = self.encoder.reduction * (self.pyramid.smallest_map() - 1) + 1
+        if min(height, width) < smallest:
             raise ValueError(
                 f"input size {height}×{width} is too small for {len(self.pyramid)} stages: "
                 f"both sides must be at least {smallest}"
@@ -182,103 +148,32 @@ class HDMNet(FewShotModel):
     @torch.no_grad()
     def encode_query(self, image: Tensor) -> QueryEncoding:
         """image [B, 3, H, W], normalised; without gradient."""
-        return self._query_encoding(self.encoder(self._layout(image)))
+        return self._query_encoding(*self.encoder(image))
+
+    def _query_encoding(self, f2: Tensor, f3: Tensor, f4: Tensor) -> QueryEncoding:
+        f5 = self.head(self._rectified(f4))
+        base = None if self.base_learner is None else self.base_learner(f5)
+        return QueryEncoding(f2, f3, f4, f5, self._gram(f2), base)
 
     @torch.no_grad()
     def encode_support(self, image: Tensor, mask: Tensor) -> SupportEncoding:
-        """image [B, 3, H, W], mask [B, H, W] (1 object, 0, 255); hidden outside the object.
+        """image [B, 3, H, W], mask [B, H, W] (1 object, 0, 255); hidden outside the object."""
+        mask = self._object(mask)
+        f2, f3, f4 = self.encoder(hide(image, mask))
+        f5 = self.head(self._rectified(f4))
+        inside = nearest(mask, tuple(f4.shape[-2:]))
+        return SupportEncoding(f2, f3, hide(f4, inside), hide(f5, inside), self._gram(f2), mask)
 
-        The mask may be in host memory: then nothing waits for a GPU to count the object's pixels.
-        """
-        seen, mask = self._object_masks(mask, image.device)
-        image = hide(image, mask)
-        around = self.fast and self.mask_support and image.device.type == "cpu"
-        if not around or torch.compiler.is_compiling():
-            return self._support_encoding(self.encoder(self._layout(image)), seen, mask)
-        pictures = zip(self._layout(image).split(1), mask.split(1), strict=True)
-        return join([self._support_encoding(self._object_encoder(i, m), m, m) for i, m in pictures])
-
-    @torch.no_grad()
-    def encode_episode(
-        self, query_image: Tensor, images: Tensor, masks: Tensor
-    ) -> tuple[QueryEncoding, SupportEncoding]:
-        """query_image [B, 3, H, W]; images [B·K, 3, H, W] and masks [B·K, H, W] of the supports."""
-        # A GPU fills better with one batch; on a CPU picture by picture needs less memory.
-        together = self.fast and query_image.device.type != "cpu"
-        if not together or query_image.shape[-2:] != images.shape[-2:]:
-            return super().encode_episode(query_image, images, masks)
-        seen, masks = self._object_masks(masks, images.device)
-        features = self.encoder(self._layout(torch.cat([query_image, hide(images, masks)])))
-        batch = query_image.shape[0]
-        return (
-            self._query_encoding(type(features)(*(f[:batch] for f in features))),
-            self._support_encoding(type(features)(*(f[batch:] for f in features)), seen, masks),
-        )
-
-    def _layout(self, image: Tensor) -> Tensor:
-        """The memory format that convolutions prefer."""
-        return image.contiguous(memory_format=torch.channels_last) if self.fast else image
-
-    def _object_masks(self, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """uint8, 1 = object: where ``mask`` is, and on ``device``."""
-
-        def objects(mask: Tensor) -> Tensor:
-            return (mask == 1).to(torch.uint8) if self.mask_support else torch.ones_like(mask)
-
-        seen = objects(mask)
-        if mask.device == device:
-            return seen, seen
-        return seen, objects(mask.to(device, non_blocking=True))
-
-    def _query_encoding(self, features) -> QueryEncoding:
-        rectified = self._rectified(features.f4)
-        f5 = self.head.fast(rectified) if self.fast else self.head(rectified)
-        return QueryEncoding(
-            f2=features.f2,
-            f3=features.f3,
-            f4=to_tokens(features.f4),
-            f5=to_tokens(f5),
-            gram=gram(features.f2) if self.ensemble is not None else None,
-            base=self.base_learner(f5) if self.ensemble is not None else None,
-        )
-
-    def _support_encoding(self, features, seen: Tensor, mask: Tensor) -> SupportEncoding:
-        """``seen`` and ``mask`` as :meth:`_object_masks` gives them."""
-        sizes = self.pyramid.sizes((features.f4.shape[2], features.f4.shape[3]))
-        inside = [nearest(seen, size) for size in sizes]
-        places = tuple(map(self._places, inside))
-        outside = (inside[0] == 0).flatten(1).any(dim=1)
-        if seen.device != mask.device:
-            places, outside = map_tensors(
-                (places, outside), lambda t: t.to(mask.device, non_blocking=True)
-            )
-        rectified, at = self._rectified(features.f4), places[0]
-        if self.fast:
-            f4 = at.of(to_tokens(features.f4))
-            f5 = self.head.fast_at(rectified, at.positions) * at.valid[:, :, None]
-        else:
-            f4 = to_tokens(features.f4) * at.valid[:, :, None]
-            f5 = to_tokens(self.head(rectified)) * at.valid[:, :, None]
-        return SupportEncoding(
-            f2=features.f2,
-            f3=features.f3,
-            f4=f4,
-            f5=f5,
-            outside=outside,
-            gram=gram(features.f2) if self.ensemble is not None else None,
-            mask=mask,
-            places=places,
-        )
+    def _object(self, mask: Tensor) -> Tensor:
+        """uint8, 1 = object; 1 everywhere where masks are not used."""
+        return (mask == 1).to(torch.uint8) if self.mask_support else torch.ones_like(mask)
 
     def _rectified(self, f4: Tensor) -> Tensor:
-        """What the base learner was trained on, whatever ``block_relu`` says about f4."""
-        return f4 if self.encoder.block_relu else F.relu(f4)
+        """What the base learner was trained on, whatever the encoder ends with."""
+        return F.relu(f4)
 
-    def _places(self, inside: Tensor) -> Places:
-        if not self.fast:
-            return all_places(inside)
-        # In training on a GPU nothing may wait for a count: all positions are kept there.
-        return object_places(inside, count=not self.training or inside.device.type == "cpu")
+    def _gram(self, f2: Tensor) -> Tensor | None:
+        return None if self.ensemble is None else gram(f2)
 
     # -- learned, picture by picture --------------------------------------------------------
 
@@ -292,47 +187,32 @@ class HDMNet(FewShotModel):
         feature = self._reduce(self.reduce_support, encoding)
         prototype = masked_prototype(feature, encoding.mask)
         x = self._merge(self.merge_support, feature, prototype)
-        tokens = []
-        for stage, matching, places in zip(
-            self.pyramid, self.matching, encoding.places, strict=True
-        ):
+        stages = []
+        for level, (stage, matching) in enumerate(zip(self.pyramid, self.matching, strict=True)):
             sequence, size = stage(x)
             x = to_map(sequence, size)
-            tokens.append(matching.support_tokens(places.of(sequence), places.valid))
-        return PreparedSupport(
-            prototype,
-            encoding.f4,
-            encoding.f5,
-            encoding.outside,
-            encoding.gram,
-            tuple(tokens),
-        )
+            stages.append(matching.support_tokens(*self._places(encoding, level, sequence, size)))
+        return PreparedSupport(prototype, encoding.f4, encoding.f5, encoding.gram, tuple(stages))
+
+    def _places(
+        self, encoding: SupportEncoding, level: int, sequence: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """A stage's tokens [B, n, C] to match with, and which belong to the object [B, n]."""
+        return sequence, nearest(encoding.mask, size).flatten(1) == 1
 
     def _reduce(self, conv: nn.Conv2d, encoding: QueryEncoding | SupportEncoding) -> Tensor:
         """Dropout of the ReLU of a 1×1 convolution over cat(f3, f2): [B, 256, h, w]."""
-        f2, f3 = encoding.f2, encoding.f3
-        if self.fast:  # without the copy that cat makes
-            weight, channels = conv.weight, f3.shape[1]
-            x = F.conv2d(f3, weight[:, :channels]) + F.conv2d(f2, weight[:, channels:])
-        else:
-            x = conv(torch.cat([f3, f2], dim=1))
+        x = conv(torch.cat([encoding.f3, encoding.f2], dim=1))
         return self.reduce_dropout(F.relu(x))
 
     def _merge(
         self, conv: nn.Conv2d, feature: Tensor, prototype: Tensor, prior: Tensor | None = None
     ) -> Tensor:
         """ReLU of a 1×1 convolution over cat(feature, prototype, 10 × prior): [B, 64, h, w]."""
-        if not self.fast:
-            spread = prototype[:, :, None, None].expand_as(feature)
-            parts = [feature, spread] + ([] if prior is None else [PRIOR_SCALE * prior])
-            return F.relu(conv(torch.cat(parts, dim=1)))
-        # The prototype is the same everywhere: convolve it once, not at every position.
-        weight = conv.weight
-        x = F.conv2d(feature, weight[:, :REDUCED])
-        x = x + F.conv2d(prototype[:, :, None, None], weight[:, REDUCED : 2 * REDUCED])
+        parts = [feature, prototype[:, :, None, None].expand_as(feature)]
         if prior is not None:
-            x = x + F.conv2d(PRIOR_SCALE * prior, weight[:, 2 * REDUCED :])
-        return F.relu(x)
+            parts.append(PRIOR_SCALE * prior)
+        return F.relu(conv(torch.cat(parts, dim=1)))
 
     # -- query against supports -------------------------------------------------------------
 
@@ -342,15 +222,13 @@ class HDMNet(FewShotModel):
         supports: PreparedSupport,
         size: tuple[int, int],
         class_index: Tensor | None = None,
-        with_base: bool = True,
     ) -> Output:
         """Prior, pyramid with matching (Eq. 2-7), decoder (Eq. 1), fusion; logits at ``size``."""
         prior = self._prior(query, supports)
         x = self._merge(self.merge_query, query.feature, supports.prototype.mean(dim=1), prior)
         features, correlations = [], []
-        for stage, matching, tokens in zip(
-            self.pyramid, self.matching, supports.stages, strict=True
-        ):
+        stages = zip(self.pyramid, self.matching, supports.stages, strict=True)
+        for stage, matching, tokens in stages:
             sequence, stage_size = stage(x)
             # The K supports become one longer sequence.
             joined = Tokens(*(tensor.flatten(1, 2) for tensor in tokens))
@@ -364,43 +242,31 @@ class HDMNet(FewShotModel):
         factor = self.ensemble.factor(query.gram, supports.gram)
         base = full_precision(query.base)
         final = self.ensemble(meta, base, factor, class_index)
-        if not with_base:
-            base = None
-        elif not self.training:  # there its loss enlarges them, part by part
-            base = align(base, size)
         return Output(align(final, size), align(meta, size), base, prior, correlations)
 
     @torch.no_grad()
     def _prior(self, query: PreparedQuery, supports: PreparedSupport) -> Tensor:
         """[B, 2, h, w]: channel 0 from f5, channel 1 from f4."""
-        channels = []
-        for q, s in ((query.f5, supports.f5), (query.f4, supports.f4)):
-            if self.fast:
-                channels.append(prior_at_positions(q, s, supports.outside))
-            else:
-                channels.append(prior_textbook(q, s))
-        return torch.stack(channels, dim=1).unflatten(2, tuple(query.feature.shape[-2:]))
+        pairs = ((query.f5, supports.f5), (query.f4, supports.f4))
+        return torch.stack([prior_mask(*pair) for pair in pairs], dim=1)
 
     # -- training ---------------------------------------------------------------------------
 
-    def losses(self, out: Output, query_mask: Tensor, base_mask: Tensor | None) -> dict:
-        """main (final), meta, distill, base, each unweighted, and total, weighted.
+    def losses(self, out: Output, query_mask: Tensor, base_mask: Tensor | None) -> dict[str, Loss]:
+        """main (final), meta, distill, base.
 
         query_mask [B, H, W] with 1 = object, 0, 255; base_mask [B, H, W] with 0..N and 255. The
         base learner is frozen: its loss is reported and cannot be learned from.
         """
-        losses = {"main": segmentation_loss(out.final, query_mask)}
-        total = losses["main"]
+        losses = {"main": Loss(segmentation_loss(out.final, query_mask))}
         if out.meta is not None:
-            losses["meta"] = segmentation_loss(out.meta, query_mask)
-            total = total + losses["meta"]
+            losses["meta"] = Loss(segmentation_loss(out.meta, query_mask))
         if self.distill:
-            losses["distill"] = distillation_loss(out.correlations, query_mask, self.temperature)
-            total = total + self.aux_weights[0] * losses["distill"]
+            value = distillation_loss(out.correlations, query_mask, self.temperature)
+            losses["distill"] = Loss(value, self.aux_weights[0], over="samples")
         if out.base is not None and base_mask is not None:
-            losses["base"] = segmentation_loss(out.base, base_mask)
-            total = total + self.aux_weights[1] * losses["base"]
-        return {**losses, "total": total}
+            losses["base"] = Loss(segmentation_loss(out.base, base_mask), self.aux_weights[1])
+        return losses
 
     def param_groups(self, cfg: Any) -> list[dict[str, Any]]:
         """Pyramid, matching and decoder at ``base_lr``; reductions, merges, fusion at ten times.
@@ -409,12 +275,8 @@ class HDMNet(FewShotModel):
         trains it with the fusion.
         """
         slow = [*self.pyramid.parameters(), *self.matching.parameters(), *self.decoder.parameters()]
-        quick = [
-            conv.weight
-            for conv in (
-                self.reduce_query, self.reduce_support, self.merge_query, self.merge_support
-            )
-        ]  # fmt: skip
+        quick = [self.reduce_query.weight, self.reduce_support.weight]
+        quick += [self.merge_query.weight, self.merge_support.weight]
         if self.ensemble is not None:
             quick += [self.ensemble.gram_merge.weight, self.ensemble.base_merge.weight]
             if self.corrected and self.ensemble.reweight is not None:
@@ -423,11 +285,6 @@ class HDMNet(FewShotModel):
             {"name": "transformer", "params": slow, "lr_scale": 1.0},
             {"name": "reduction", "params": quick, "lr_scale": 10.0},
         ]
-
-
-def hide(image: Tensor, mask: Tensor) -> Tensor:
-    """image [B, 3, H, W], zero where mask [B, H, W] is."""
-    return image * mask[:, None].to(image.dtype)
 
 
 def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:

@@ -7,22 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.conv4d import KERNELS, CenterPivotConv4d
-from model.conv4d_fast import center_pivot, norm_relu, sparse_center_pivot
-from model.fewshot import FewShotModel, Output, map_tensors, segmentation_loss
+from model.conv4d import KERNELS
+from model.fewshot import FewShotModel, Loss, Output, map_tensors, segmentation_loss
 from model.hsnet_backbone import STRIDES, build_backbone
-from model.hypercorrelation import (
-    SparseHypercorrelation,
-    Support,
-    correlate,
-    hypercorrelation,
-    object_weight,
-    query_layer,
-    resized_mask,
-    support_layer,
-    support_positions,
-)
-from model.layers import align, set_folding
+from model.hypercorrelation import Support, hypercorrelation, object_weight, resized_mask
+from model.layers import align
 
 GROUPS = 4  # of every GroupNorm
 CHANNELS = (16, 64, 128)
@@ -79,8 +68,8 @@ class Learner(nn.Module):
         )
 
     def forward(self, pyramid: dict[int, Tensor]) -> Tensor:
-        """Textbook form: for each stride a hypercorrelation [B, layers, h_q, w_q, h_s, w_s] ->
-        logits [B, 2, 2 h, 2 w] at twice the finest query size.
+        """For each stride a hypercorrelation [B, layers, h_q, w_q, h_s, w_s] -> logits
+        [B, 2, 2 h, 2 w] at twice the finest query size.
         """
         mixed = None
         for stride in self.strides:
@@ -96,30 +85,6 @@ class Learner(nn.Module):
             mixed = self.mix[str(stride)](maps.permute(0, 3, 4, 5, 1, 2) + squeezed)
         return self.decode(mixed.mean((4, 5)))
 
-    def fast(self, first_layers: dict[int, Tensor]) -> Tensor:
-        """Efficient form, from the output of each squeezing block's first convolution
-        [B, h_s', w_s', C, h_q, w_q].
-        """
-        mixed = None
-        for stride in self.strides:
-            layers = self.squeeze[str(stride)]
-            squeezed = self._layers(first_layers[stride], layers[1:])
-            if mixed is None:
-                mixed = squeezed
-                continue
-            size = tuple(squeezed.shape[-2:])
-            mixed = align(mixed.flatten(0, 2), size).unflatten(0, squeezed.shape[:3]) + squeezed
-            layers = self.mix[str(stride)]
-            mixed = self._layers(center_pivot(mixed, layers[0]), layers[1:])
-        return self.decode(mixed.mean((1, 2)))
-
-    @staticmethod
-    def _layers(x: Tensor, layers: nn.Sequential) -> Tensor:
-        """[norm, ReLU, (convolution, norm, ReLU)...]"""
-        for norm, conv in zip(layers[0:-2:3], layers[2::3], strict=True):
-            x = center_pivot(x, conv, norm)
-        return norm_relu(x, layers[-2])
-
     def decode(self, context: Tensor) -> Tensor:
         """[B, 128, h, w] -> logits [B, 2, 2 h, 2 w]."""
         x = self.decoder1(context)
@@ -131,8 +96,7 @@ class HSNet(FewShotModel):
 
     ``pyramid``: strides of the levels in use, out of 8, 16, 32. ``hyper_layers``: correlate all
     features of a level, or only its first ('shallow') or last ('deep'). ``kernel4d``:
-    'center_pivot', 'separable' or 'full'. ``compute``: 'fast' or 'textbook', the same result; the
-    efficient form exists for center-pivot kernels, others always take the textbook's.
+    'center_pivot', 'separable' or 'full'.
     """
 
     frozen = ("encoder",)
@@ -145,7 +109,6 @@ class HSNet(FewShotModel):
         hyper_layers: str = "all",
         kernel4d: str = "center_pivot",
         mask_support: bool = True,
-        compute: str = "fast",
     ) -> None:
         super().__init__()
         if not pyramid or not set(pyramid) <= set(STRIDES):
@@ -154,17 +117,13 @@ class HSNet(FewShotModel):
             raise ValueError(f"hyper_layers {hyper_layers!r} is not one of {HYPER_LAYERS}")
         if kernel4d not in KERNELS:
             raise ValueError(f"kernel4d {kernel4d!r} is not one of {', '.join(KERNELS)}")
-        if compute not in ("fast", "textbook"):
-            raise ValueError(f"compute {compute!r} is not one of fast, textbook")
         self.pyramid = tuple(sorted(set(pyramid)))
         self.hyper_layers = hyper_layers
         self.mask_support = mask_support
-        self.fast = compute == "fast" and kernel4d == "center_pivot"
         self.encoder = encoder
         counts = dict(zip(STRIDES, encoder.layers, strict=True))
         layers = {s: counts[s] if hyper_layers == "all" else 1 for s in self.pyramid}
         self.learner = Learner(layers, kernel4d)
-        set_folding(self.encoder, compute == "fast")
         self.freeze()
 
     @classmethod
@@ -176,7 +135,6 @@ class HSNet(FewShotModel):
             hyper_layers=cfg.hyper_layers,
             kernel4d=cfg.kernel4d,
             mask_support=cfg.mask_support,
-            compute=cfg.compute,
         )
 
     def check_size(self, height: int, width: int) -> None:
@@ -208,8 +166,6 @@ class HSNet(FewShotModel):
 
     def _taps(self, image: Tensor) -> Any:
         """The features in use, as (stride, [B, C, h, w])."""
-        if self.fast:
-            image = image.contiguous(memory_format=torch.channels_last)
         places = {s: -1 for s in STRIDES}
         last = dict(zip(STRIDES, (n - 1 for n in self.encoder.layers), strict=True))
         for group, tap in self.encoder(image):
@@ -220,34 +176,29 @@ class HSNet(FewShotModel):
                 yield stride, tap
 
     @torch.no_grad()
-    def encode_query(self, image: Tensor) -> dict:
-        """image [B, 3, H, W], normalised -> for each level, fine to coarse, its layers:
-        [B, h, w, C], normalised (textbook form: [B, C, h, w] as the encoder gives them)."""
+    def encode_query(self, image: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """image [B, 3, H, W], normalised -> for each level, fine to coarse, its layers
+        [B, C, h, w]."""
         levels: dict[int, list[Tensor]] = {stride: [] for stride in self.pyramid}
         for stride, tap in self._taps(image):
-            levels[stride].append(query_layer(tap) if self.fast else tap)
+            levels[stride].append(tap)
         return tuple(tuple(layers) for layers in levels.values())
 
     @torch.no_grad()
     def encode_support(self, image: Tensor, mask: Tensor) -> tuple[Support, ...]:
         """image [B, 3, H, W], normalised; mask [B, H, W] (1 object, 0, 255, or soft in 0..1) ->
-        for each level, fine to coarse, a :class:`Support` (textbook form: its layers are the masked
-        features [B, C, h, w])."""
-        weight = object_weight(mask, image.dtype)
-        if not self.mask_support:
-            weight = torch.ones_like(weight)
-        levels: dict[int, list[Tensor]] = {stride: [] for stride in self.pyramid}
-        places: dict[int, tuple[Tensor, Tensor]] = {}
-        for stride, tap in self._taps(image):
-            if stride not in places:
-                resized = resized_mask(weight, tuple(tap.shape[-2:]))
-                places[stride] = (resized, support_positions(resized))
-            resized, positions = places[stride]
-            if self.fast:
-                levels[stride].append(support_layer(tap, resized, positions))
-            else:
-                levels[stride].append(tap * resized[:, None])
-        return tuple(Support(*places[stride], tuple(levels[stride])) for stride in self.pyramid)
+        for each level, fine to coarse, a :class:`Support`."""
+        weight = self._object_weight(mask, image.dtype)
+        supports = []
+        for layers in self.encode_query(image):
+            resized = resized_mask(weight, tuple(layers[0].shape[-2:]))
+            supports.append(Support(resized, tuple(tap * resized[:, None] for tap in layers)))
+        return tuple(supports)
+
+    def _object_weight(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """Weights [B, H, W] in 0..1; 1 everywhere where masks are not used."""
+        weight = object_weight(mask, dtype)
+        return weight if self.mask_support else torch.ones_like(weight)
 
     def match(
         self,
@@ -255,11 +206,10 @@ class HSNet(FewShotModel):
         supports: Any,
         size: tuple[int, int],
         class_index: Tensor | None = None,
-        with_base: bool = True,
     ) -> Output:
-        """Logits for one support; for K supports the vote, as scores 0 and 1 (``class_index`` and
-        ``with_base`` change nothing here). ``correlations`` (evaluation mode only): for each level,
-        finest first, the mean over layers and over the positions of the object in all supports,
+        """Logits for one support; for K supports the vote, as scores 0 and 1 (``class_index``
+        changes nothing here). ``correlations`` (evaluation mode only): for each level, finest
+        first, the mean over layers and over the positions of the object in all supports,
         [B, h, w]."""
         shots = supports[0].mask.shape[1]
         if self.training and shots != 1:
@@ -282,33 +232,15 @@ class HSNet(FewShotModel):
         positions [B]."""
         inputs, maps = {}, []
         for stride, layers, support in zip(self.pyramid, query, supports, strict=True):
-            if self.fast:
-                correlations = correlate(layers, support)
-                conv = self.learner.squeeze[str(stride)][0]
-                inputs[stride] = first_convolution(correlations, conv)
-                total = None if self.training else correlations.total()
-            else:
-                inputs[stride] = hypercorrelation(layers, support.layers)
-                total = None if self.training else inputs[stride].mean(1).sum((3, 4))
-            if total is not None:
-                maps.append((total, (support.mask > 0).sum((1, 2))))
-        return (self.learner.fast if self.fast else self.learner)(inputs), maps
+            inputs[stride] = hypercorrelation(layers, support.layers)
+            if not self.training:
+                positions = (support.mask > 0).sum((1, 2))
+                maps.append((inputs[stride].mean(1).sum((3, 4)), positions))
+        return self.learner(inputs), maps
 
-    def losses(self, out: Output, query_mask: Tensor, base_mask: Tensor | None) -> dict:
-        """Cross-entropy at input size: main, and total, the same."""
-        main = segmentation_loss(out.final, query_mask)
-        return {"main": main, "total": main}
-
-
-def first_convolution(correlations: SparseHypercorrelation, conv: CenterPivotConv4d) -> Tensor:
-    """First convolution of a squeezing block -> [B, h_s', w_s', C, h_q, w_q].
-
-    On a CPU only the support positions inside the mask take part. With all positions in the mask
-    the plain form is faster, and on a GPU it always is: it has far fewer, larger products.
-    """
-    if correlations.maps[0].device.type == "cpu" and not correlations.is_full():
-        return sparse_center_pivot(*correlations, conv)
-    return center_pivot(correlations.dense(), conv)
+    def losses(self, out: Output, query_mask: Tensor, base_mask: Tensor | None) -> dict[str, Loss]:
+        """Cross-entropy at input size."""
+        return {"main": Loss(segmentation_loss(out.final, query_mask))}
 
 
 def vote(logits: list[Tensor]) -> Tensor:

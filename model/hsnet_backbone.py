@@ -65,10 +65,10 @@ class ResNetTaps(nn.Module):
         """
         x = image
         for conv in self.stem:
-            x = conv(x, rectify=True)
+            x = F.relu(conv(x))
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         for block in self.layer1:
-            x = block(x, rectify=True)
+            x = F.relu(block(x))
         for group, stage in enumerate((self.layer2, self.layer3, self.layer4)):
             for block in stage:
                 tap = block(x)

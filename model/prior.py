@@ -3,62 +3,19 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.folded import packs
-from model.layers import full_precision
-
 EPSILON = 1e-7
-TILE = 512
 
 
-def prior_textbook(query: Tensor, support: Tensor) -> Tensor:
-    """Maximum over all support positions of the cosine similarity, as defined.
+def prior_mask(query: Tensor, support: Tensor) -> Tensor:
+    """Maximum over all support positions of the cosine similarity, mean over the K supports.
 
-    query [B, N, C]; support [B, K, M, C], zeroed outside the object. Returns [B, N], the mean over
-    the K supports, in [-1, 1].
+    query [B, C, h, w]; support [B, K, C, h', w'], zeroed outside the object. Returns [B, h, w] in
+    [-1, 1].
     """
-    product = torch.einsum("bnc,bkmc->bknm", query, support)
-    norms = query.norm(dim=2)[:, None, :, None] * support.norm(dim=3)[:, :, None, :]
-    return (product / (norms + EPSILON)).amax(dim=3).mean(dim=1)
-
-
-def prior_at_positions(query: Tensor, support: Tensor, outside: Tensor) -> Tensor:
-    """The same from the object's positions alone, in tiles of support positions.
-
-    Outside the object the similarity is exactly 0, so the maximum is clamped at 0 where any
-    position lies outside. query [B, N, C]; support [B, K, n, C] at the positions, padded with zeros
-    (only a support that has positions outside its object can need padding); outside [B, K], True
-    when it has. Returns [B, N].
-    """
-    if query.dtype == torch.float16:
-        # Products of thousands of unnormalised channels overflow float16.
-        query, support = query.float(), support.float()
-    tiles = query.split(TILE, dim=1)  # whole, it may be twice as large in full precision
-    query_norm = torch.cat([full_precision(tile).norm(dim=2) for tile in tiles], dim=1)[:, :, None]
-    total = query_norm.new_zeros(query.shape[:2])
-    for k in range(support.shape[1]):
-        floor = torch.where(outside[:, k], 0.0, -torch.inf).to(total.dtype)
-        best = floor[:, None].expand_as(total)
-        for start in range(0, support.shape[2], TILE):
-            tile = support[:, k, start : start + TILE]
-            norms = full_precision(tile).norm(dim=2)[:, None, :] * query_norm
-            product = full_precision(products(query, tile))
-            similarity = product.div_(norms.add_(EPSILON))
-            best = torch.maximum(best, similarity.amax(dim=2))
-        total = total + best
-    return total / support.shape[1]
-
-
-def products(query: Tensor, support: Tensor) -> Tensor:
-    """Inner products: query [B, N, C], support [B, n, C] -> [B, N, n]."""
-    if query.dtype != torch.float32 or not packs(query):
-        return torch.matmul(query, support.transpose(1, 2))
-    # In float32 on CPUs a 1×1 convolution is quicker than torch's product of matrices.
-    maps = [
-        F.conv2d(q[None, None].permute(0, 3, 1, 2), s[:, :, None, None])
-        for q, s in zip(query, support, strict=True)
-    ]
-    found = maps[0] if len(maps) == 1 else torch.cat(maps)
-    return found.permute(0, 2, 3, 1)[:, 0]
+    q, s = query.flatten(2), support.flatten(3)
+    product = torch.einsum("bcn,bkcm->bknm", q, s)
+    norms = q.norm(dim=1)[:, None, :, None] * s.norm(dim=2)[:, :, None, :]
+    best = (product / (norms + EPSILON)).amax(dim=3)
+    return best.mean(dim=1).unflatten(1, tuple(query.shape[-2:]))

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-6
 HEADS = (2, 4, 8, 8)
@@ -91,16 +89,11 @@ class SelfAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """1×1 conv to 4 C, depth-wise 3×3, GELU, 1×1 conv back: [B, h·w, C] -> [B, h·w, C].
+    """1×1 conv to 4 C, depth-wise 3×3, GELU, 1×1 conv back: [B, h·w, C] -> [B, h·w, C]."""
 
-    ``recompute``: the widened maps, which outweigh everything else that a training step stores,
-    are computed again in the backward pass.
-    """
-
-    def __init__(self, dim: int, recompute: bool = False) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         hidden = 4 * dim
-        self.recompute = recompute
         self.expand = nn.Conv2d(dim, hidden, 1)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.contract = nn.Conv2d(hidden, dim, 1)
@@ -109,26 +102,23 @@ class MixFFN(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens [B, h·w, C] of a map of ``size`` (h, w) -> [B, h·w, C]."""
-        x = to_map(x, size)
-        if self.recompute and torch.is_grad_enabled():
-            x = checkpoint(self._widen, x, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x = self._widen(x)
+        x = self.widen(to_map(x, size))
         return to_tokens(self.dropout_out(self.contract(self.dropout_hidden(x))))
 
-    def _widen(self, x: Tensor) -> Tensor:
+    def widen(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, 4 C, h, w], after the GELU."""
         return F.gelu(self.depthwise(self.expand(x)))
 
 
 class TransformerLayer(nn.Module):
     """x + SelfAttention(LN x), then + MixFFN(LN x)."""
 
-    def __init__(self, dim: int, heads: int, reduction: int, recompute: bool) -> None:
+    def __init__(self, dim: int, heads: int, reduction: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
         self.attention = SelfAttention(dim, heads, reduction)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
-        self.ffn = MixFFN(dim, recompute)
+        self.ffn = MixFFN(dim)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens [B, h·w, C] of a map of ``size`` (h, w) -> [B, h·w, C]."""
@@ -139,12 +129,10 @@ class TransformerLayer(nn.Module):
 class Stage(nn.Module):
     """Patch embedding, two transformer layers, LayerNorm."""
 
-    def __init__(self, dim: int, heads: int, reduction: int, stride: int, recompute: bool) -> None:
+    def __init__(self, dim: int, heads: int, reduction: int, stride: int) -> None:
         super().__init__()
         self.embed = PatchEmbedding(dim, stride)
-        self.layers = nn.ModuleList(
-            TransformerLayer(dim, heads, reduction, recompute) for _ in range(DEPTH)
-        )
+        self.layers = nn.ModuleList(TransformerLayer(dim, heads, reduction) for _ in range(DEPTH))
         self.norm = nn.LayerNorm(dim, eps=EPS)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -158,10 +146,9 @@ class Stage(nn.Module):
 class Pyramid(nn.ModuleList):
     """The stages, finest first; the same weights serve query and support."""
 
-    def __init__(self, dim: int, stages: int, recompute: bool = False) -> None:
+    def __init__(self, dim: int, stages: int) -> None:
         super().__init__(
-            Stage(dim, HEADS[stage], REDUCTIONS[stage], STRIDES[stage], recompute)
-            for stage in range(stages)
+            Stage(dim, HEADS[stage], REDUCTIONS[stage], STRIDES[stage]) for stage in range(stages)
         )
 
     def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:

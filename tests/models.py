@@ -39,6 +39,7 @@ def twins(seed: int = 0, **changes):
     fast = build(seed, compute="fast", **changes).double()
     textbook = build(seed, compute="textbook", **changes).double()
     textbook.load_state_dict(fast.state_dict())
+    fast.derive()
     return fast, textbook
 
 

@@ -124,12 +124,12 @@ class ColourModel(FewShotModel):
         total = (encoding.colours * weight).sum((2, 3)) / (weight.sum((2, 3)) + 1e-3)
         return total * self.gain
 
-    def match(self, query, supports, size, class_index=None, with_base=True) -> Output:
+    def match(self, query, supports, size, class_index=None) -> Output:
         self.calls["match"] += 1
         colour = supports.mean(1)[:, :, None, None]
         near = -(query.colours - colour).square().sum(1, keepdim=True)
         final = torch.cat([torch.full_like(near, -0.5), near], dim=1)
-        base = query.colours[:, : 1 + self.base_channels] if with_base else None
+        base = query.colours[:, : 1 + self.base_channels]
         prior = torch.tanh(query.colours[:, :2, ::4, ::4])
         return Output(final, 2 * final.flip(3), base, prior, [])
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from model import build_model
+from model.fewshot import Loss
+from model.fewshot import total as objective_of_whole
 from tests.equality import bits, same_weights
 from tests.training_case import make_data, train
 from train import PICTURES, EpisodicStage
@@ -140,7 +142,7 @@ def test_every_learnable_parameter_gets_a_gradient(case):
         stage = EpisodicStage(cfg, CPU)
         model = stage.model.train()
         (batch,) = next(load_steps(stage.dataset, StepPlan(4, 2, 1, 1, 0, 1), cfg, 0, 0, 1))
-        stage(batch)["total"].backward()
+        objective_of_whole(stage(batch)).backward()
         assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
@@ -219,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(case, monkeypat
 
     def poisoned(self, batch):
         terms = losses(self, batch)
-        return {**terms, "main": terms["main"] * math.nan}
+        return {**terms, "main": terms["main"]._replace(value=terms["main"].value * math.nan)}
 
     monkeypatch.setattr(EpisodicStage, "forward", poisoned)
     words = r"iteration 3 is not finite \(main nan.*files: .*\.jpg.*checkpoint: .*last\.pth"
@@ -237,7 +239,8 @@ def test_every_micro_batch_behind_a_bad_loss_is_named_once(case, monkeypatch, st
     losses = kind.forward
 
     def poisoned(self, batch):
-        return {name: term * math.nan for name, term in losses(self, batch).items()}
+        terms = losses(self, batch).items()
+        return {name: term._replace(value=term.value * math.nan) for name, term in terms}
 
     monkeypatch.setattr(kind, "forward", poisoned)
     with pytest.raises(NonFiniteLoss) as caught:
@@ -318,15 +321,27 @@ def test_objective_of_parts_is_the_gradient_of_the_whole():
         main = nn.functional.cross_entropy(
             logits[part], target[part], ignore_index=255, reduction="sum"
         ) / (target[part] != 255).sum().clamp(min=1)
+        edges = (logits[part, 0].square() * (target[part] != 255)).sum()
+        edges = edges / (target[part] != 255).sum().clamp(min=1)
         distill = logits[part].square().mean((1, 2, 3)).mean()
-        return {"main": main, "distill": distill, "total": main + 0.5 * distill}
+        return {
+            "main": Loss(main),
+            "edges": Loss(edges, 0.3),  # any name, any weight
+            "distill": Loss(distill, 0.5, over="samples"),
+        }
 
-    (whole,) = torch.autograd.grad(losses(slice(0, 4))["total"], logits)
+    joint = losses(slice(0, 4))
+    (whole,) = torch.autograd.grad(objective_of_whole(joint), logits)
     shares = objective.pixel_shares([target[i : i + 1] for i in range(4)])
     assert sum(shares) == pytest.approx(1) and shares[0] == 0
     total = sum(objective.joint_objective(losses(slice(i, i + 1)), shares[i], 4) for i in range(4))
     (parts,) = torch.autograd.grad(total, logits)
     torch.testing.assert_close(parts, whole)
+    told = [objective.joint_values(losses(slice(i, i + 1)), shares[i], 4) for i in range(4)]
+    told = {name: sum(part[name] for part in told) for name in told[0]}
+    expected = {name: loss.value.item() for name, loss in joint.items()}
+    expected["total"] = objective_of_whole(joint).item()
+    assert told == pytest.approx(expected, rel=1e-5)
 
 
 def test_improvement_and_staleness():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.fewshot import FewShotModel
 from util.errors import FewShotError
 from util.released import LAYOUTS, Layout
 
@@ -99,9 +100,9 @@ def load_weights(
             f"{label} has no values for {len(missing)} tensors of this model, {missing[0]} among "
             f"them; check {_keys_for(missing[0])}"
         )
-    with torch.no_grad():
-        for name, (_, tensor) in renamed.items():
-            own[name].copy_(tensor)
+    model.load_state_dict({name: tensor for name, (_, tensor) in renamed.items()}, strict=False)
+    if isinstance(model, FewShotModel):
+        model.derive()
     return LoadReport(layout.name if layout else OWN_LAYOUT, tuple(renamed), tuple(passed_over))
 
 

@@ -128,7 +128,8 @@ class Config:
         ``<data_set>_from_<trained_on>``.
         """
         data_set = f"{self.data_set}_from_{self.trained_on}" if self.trained_on else self.data_set
-        folder = Path(self.exp_root, data_set, self.arch, f"split{self.split}", self.backbone)
+        backbone = self.backbone.replace("/", "_")
+        folder = Path(self.exp_root, data_set, self.arch, f"split{self.split}", backbone)
         if not _facts(self.arch).is_base:
             folder /= f"{self.shot}shot"
         return folder / self.name if self.name else folder
@@ -394,12 +395,13 @@ def _fill(values: dict[str, Any]) -> None:
     """Defaults that depend on other keys."""
     data_set = values["data_set"]
     backbone = values["backbone"]
-    weights = {"vgg16": "vgg16_bn"}.get(backbone, f"{backbone}_v2")
+    weights = f"initmodel/{'vgg16_bn' if backbone == 'vgg16' else f'{backbone}_v2'}.pth"
+    weights = "timm" if backbone.startswith("timm/") else weights
     derived = {
         "data_root": f"data/{data_set}",
         "episodes": _EPISODES.get(data_set, 200),
         "optimizer": _facts(values["arch"]).optimizer,
-        "pretrained": "torchvision" if values["stem"] == "7x7" else f"initmodel/{weights}.pth",
+        "pretrained": "torchvision" if values["stem"] == "7x7" else weights,
     }
     if data_set in _LISTED:
         derived["train_list"] = f"lists/{data_set}/train.txt"
@@ -422,6 +424,9 @@ def _problems(cfg: Config) -> Iterable[str]:
         value = getattr(cfg, name)
         if (value or name == "data_set") and not _FOLDER.fullmatch(value):
             yield f"{name} names a folder: letters, digits and _ . + - only, not {show(value)}"
+    network = cfg.backbone.removeprefix("timm/")
+    if not _FOLDER.fullmatch(network):
+        yield f"backbone timm/ needs the name of one of timm's models, not {show(network)}"
     for low, high in (("scale_min", "scale_max"), ("rotate_min", "rotate_max")):
         if getattr(cfg, low) > getattr(cfg, high):
             yield f"{low} {getattr(cfg, low)} is above {high} {getattr(cfg, high)}"

@@ -1,8 +1,9 @@
-"""One loss for one step, however its batch is split over processes and micro-batches.
+"""One objective for one step, however its batch is split over processes and micro-batches.
 
-A cross-entropy is a mean over valid pixels. The mean of the parts' means is not the mean of the
-whole where parts have different numbers of valid pixels, so each part is weighted by its share of
-them. N processes then follow the gradient of one process with the joint batch.
+The mean of the parts' means is not the mean of the whole where parts have different numbers of
+valid pixels, so a term that is a mean over pixels is weighted by its part's share of them, one over
+samples by the part's share of these. N processes then follow the gradient of one process with the
+joint batch. What each term is, it says itself (:class:`model.fewshot.Loss`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from model.fewshot import Loss
 from util import distributed
-
-PIXEL_LOSSES = ("main", "meta", "base")  # means over valid pixels; the others are over samples
 
 
 def pixel_shares(masks: Sequence[Tensor]) -> list[float]:
@@ -28,24 +28,29 @@ def pixel_shares(masks: Sequence[Tensor]) -> list[float]:
     return [count / max(total, 1) for count in counts]
 
 
-def joint_objective(losses: Mapping[str, Tensor], share: float, parts: int) -> Tensor:
+def _joint(losses: Mapping[str, Loss], share: float, parts: int) -> dict[str, Tensor]:
+    """This micro-batch's part in each term, unweighted, of the whole step.
+
+    share: of the valid pixels; parts: micro-batches of each process, equal in samples.
+    """
+    shares = {"pixels": share, "samples": 1 / (parts * distributed.world_size())}
+    return {name: loss.value * shares[loss.over] for name, loss in losses.items()}
+
+
+def joint_objective(losses: Mapping[str, Loss], share: float, parts: int) -> Tensor:
     """What to differentiate for one of ``parts`` micro-batches of this process.
 
-    losses: ``total`` and its terms. DDP takes the mean of the gradients over the processes, hence
-    the factor; summed over micro-batches that gives the gradient of the joint batch's ``total``.
+    DDP takes the mean of the gradients over the processes, hence the factor; summed over
+    micro-batches that gives the gradient of the joint batch's objective.
     """
-    processes = distributed.world_size()
-    correction = processes * share - 1 / parts
-    terms = sum(losses[k] for k in PIXEL_LOSSES if k in losses and losses[k].requires_grad)
-    return losses["total"] / parts + correction * terms
+    joint = _joint(losses, share, parts)
+    return distributed.world_size() * sum(losses[name].weight * joint[name] for name in joint)
 
 
-def joint_values(losses: Mapping[str, Tensor], share: float, parts: int) -> dict[str, float]:
-    """This micro-batch's contribution to the losses of the whole step (sum over all of them)."""
-    processes = distributed.world_size()
-    terms = {
-        name: value * (share if name in PIXEL_LOSSES else 1 / (parts * processes))
-        for name, value in losses.items()
-    }
-    terms["total"] = joint_objective(losses, share, parts) / processes
-    return dict(zip(terms, torch.stack([*terms.values()]).detach().tolist(), strict=True))
+def joint_values(losses: Mapping[str, Loss], share: float, parts: int) -> dict[str, float]:
+    """This micro-batch's contribution to the terms of the whole step, unweighted, and to
+    ``total``, their weighted sum (to be summed over all micro-batches of all processes).
+    """
+    values = _joint(losses, share, parts)
+    values["total"] = sum(losses[name].weight * value for name, value in values.items())
+    return dict(zip(values, torch.stack([*values.values()]).detach().tolist(), strict=True))

@@ -9,6 +9,7 @@ result.mask            uint8 [H, W], 0 = background, 1.. = predictor.classes in 
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import os
@@ -110,6 +111,7 @@ class FewShotPredictor:
             model.check_size(cfg.val_size, cfg.val_size)
         self.device = _device(device)
         self.model = model.to(self.device).eval()
+        self.model.derive()
         self.cfg = cfg
         self.output = output
         self._fit = val_transform(cfg)
@@ -244,7 +246,7 @@ class FewShotPredictor:
             priors, correlations = {}, {}
             for number, (name, supports) in enumerate(self._supports.items(), start=1):
                 joined = join_shots([supports])
-                out = self.model.match(query, joined, tuple(tensor.shape[-2:]), with_base=False)
+                out = self.model.match(query, joined, tuple(tensor.shape[-2:]))
                 logits = restore(self._logits(out), content, size)[0]
                 torch.sub(logits[1], logits[0], out=odds[number])
                 if not odds[number].isfinite().all():
@@ -261,7 +263,9 @@ class FewShotPredictor:
 
     def without_supports(self) -> FewShotPredictor:
         """Another predictor with the same model (shared, not copied) and no supports yet."""
-        return type(self)(self.model, self.cfg, self.device, self.output)
+        other = copy.copy(self)
+        other._supports = {}
+        return other
 
     def _tensor(self, image: np.ndarray) -> Tensor:
         return normalise(image)[None].to(self.device)

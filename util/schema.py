@@ -44,6 +44,7 @@ class Key:
     low: float | None = None
     high: float | None = None
     choices: tuple[Any, ...] = ()
+    prefix: str = ""  # text that begins so is taken beside the choices
     null: bool = False
     section: str = ""
     role: str = ""  # what it is to trained weights, see ROLES
@@ -63,7 +64,8 @@ class Key:
             value = "off"  # YAML 1.1 reads a bare `off` as false
         value = getattr(self, f"_{self.kind}")(value)
         items = value if isinstance(value, tuple) else (value,)
-        if self.choices and not set(items) <= set(self.choices):
+        others = {item for item in items if not (self.prefix and item.startswith(self.prefix))}
+        if self.choices and not others <= set(self.choices):
             raise self._wrong(list(value) if isinstance(value, tuple) else value)
         for item in items:
             self._check_range(item)
@@ -73,7 +75,8 @@ class Key:
         """What the key takes, in words."""
         if self.choices:
             few = "some of " if self.kind in ("ints", "strs") else ""
-            return few + " or ".join(str(choice) for choice in self.choices)
+            named = [*map(str, self.choices), *([f"{self.prefix}<name>"] if self.prefix else ())]
+            return few + " or ".join(named)
         words = {
             "bool": "True or False",
             "int": "a whole number",
@@ -282,10 +285,11 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
     ),
     "Method": (
         _str("arch", "HDMNet", "HDMNet, HSNet, PSPNet (the base learner), or one of your own"),
-        _pick("backbone", ("resnet50", "resnet18", "resnet101", "resnet152", "vgg16"), "encoder"),
+        Key("backbone", "str", "resnet50", "encoder; timm/<name>: any of timm's",
+            choices=("resnet50", "resnet18", "resnet101", "resnet152", "vgg16"), prefix="timm/"),
         _pick("stem", ("deep", "7x7"), "ResNet: three 3x3 convs or one 7x7"),
         _int("width", 64, "base width of the encoder; narrow for small work", 4, 256),
-        _path("pretrained", None, "encoder weights: a file, torchvision, or none for random"),
+        _path("pretrained", None, "encoder weights: a file, torchvision, timm, or none for random"),
         _path("base_weight", None, "stage-1 checkpoint; null: where train_base.py writes it"),
         _int("stages", 3, "stages of the pyramid", 1, 4),
         _pick("matching", ("correlation", "attention"), "Eq. 4-5, or Eq. 2 with masked keys"),

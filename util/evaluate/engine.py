@@ -138,6 +138,7 @@ class Evaluator:
 
         training = model.training
         model.eval()
+        model.derive()
         failure = None
         try:
             with torch.inference_mode(), self._precision():

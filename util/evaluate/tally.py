@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.fewshot import Output
+from model.layers import align
 from util import distributed
 from util.evaluate.plan import Task
 from util.lists import FoldIndex
@@ -90,7 +90,8 @@ class Tally:
         target = torch.stack([labels[class_id] for class_id in classes])
         rows = self.counts.add([task.run for task in tasks], classes, found, target)
         if self.base is not None and weights:
-            predicted = self._scored(out.base[:1], query)[0].argmax(0)
+            base = self._enlarged(out.base[:1], tuple(out.final.shape[-2:]))
+            predicted = self._scored(base, query)[0].argmax(0)
             counted = self.base.count(predicted, self.lut[query.target.long()])
             for run, times in weights.items():
                 self.base.counts[run] += counted * times
@@ -109,7 +110,7 @@ class Tally:
 
     @staticmethod
     def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(precise(maps), size, mode="bilinear", align_corners=True)
+        return align(precise(maps), size)
 
     def _scored(self, logits: Tensor, query: Query) -> Tensor:
         if not self.at_original_size:

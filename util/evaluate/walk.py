@@ -91,10 +91,7 @@ class Walk:
                 distinct = dict.fromkeys(key for row in keys for key in row)
                 self.at_hand = {key: self._support(key) for key in distinct}
                 supports = join_shots([[self.at_hand[key] for key in row] for row in keys])
-                with_base = bool(weights) and self.tally.lut is not None
-                out = self.model.match(
-                    repeated(prepared, len(batch)), supports, size, with_base=with_base
-                )
+                out = self.model.match(repeated(prepared, len(batch)), supports, size)
                 self.tally.add(batch, out, query, weights)
                 weights = Counter()
                 self._used(key for row in keys for key in row)

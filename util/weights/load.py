@@ -95,4 +95,6 @@ def load_model(
     for note in filter(None, notes):
         if say is not None:
             say(f"note: {note}")
-    return model.eval()
+    model.eval()
+    model.derive()
+    return model

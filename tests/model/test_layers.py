@@ -1,4 +1,4 @@
-"""Resizing, folding and the rewriting of pyramid pooling."""
+"""Resizing, the base learner, and the rewriting of pyramid pooling and of the decoder's MLPs."""
 
 import pytest
 import torch
@@ -8,8 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.decoder import MLP
-from model.layers import ConvNorm, nearest, set_folding
-from model.positions import all_places, object_places
+from model.fast.decoder import ComposedMLP
+from model.fast.derived import refine
+from model.fast.pooling import CellwiseHead
+from model.fast.positions import object_places
+from model.fewshot import total
+from model.layers import ConvNorm, nearest
 from model.pspnet import PyramidHead
 from tests.models import build
 from util.checkpoint import load_weights
@@ -25,56 +29,6 @@ def test_nearest_is_torchs(source, target):
     assert torch.equal(nearest(mask[0], (1, target))[0], expected)
 
 
-def folded_pair():
-    torch.manual_seed(0)
-    conv = ConvNorm(4, 6, 3, padding=1).double().eval()
-    conv.bn.running_mean.normal_()
-    conv.bn.running_var.uniform_(0.5, 2)
-    return conv, torch.randn(2, 4, 9, 7, dtype=torch.float64)
-
-
-def test_folding_follows_the_weights_and_is_never_saved():
-    conv, x = folded_pair()
-    names = set(conv.state_dict())
-    with torch.no_grad():
-        for change in (
-            lambda: None,
-            lambda: conv.conv.weight.mul_(2),
-            lambda: conv.bn.running_var.add_(1),
-            lambda: conv.load_state_dict({k: v + 1 for k, v in conv.state_dict().items()}),
-        ):
-            change()
-            set_folding(conv, False)
-            plain = conv(x)
-            set_folding(conv, True)
-            assert torch.allclose(conv(x), plain, rtol=0, atol=1e-12)
-        with torch.inference_mode():
-            conv(x)
-        conv(x)
-    assert set(conv.state_dict()) == names
-
-
-def test_gradients_flow_through_the_folding():
-    conv, x = folded_pair()
-    found = []
-    for fold in (False, True):
-        set_folding(conv, fold)
-        conv.zero_grad()
-        conv(x).sin().sum().backward()
-        found.append([p.grad.clone() for p in conv.parameters()])
-    assert len(found[0]) == 3
-    for plain, folded in zip(*found, strict=True):
-        assert torch.allclose(plain, folded, rtol=0, atol=1e-10)
-
-
-def test_batch_norms_in_training_are_not_folded():
-    conv, x = folded_pair()
-    set_folding(conv, True)
-    before = conv.bn.running_mean.clone()
-    conv.train()(x)
-    assert not torch.equal(conv.bn.running_mean, before)
-
-
 def lively_mlp(classifier):
     torch.manual_seed(0)
     mlp = MLP(3, torch.nn.Conv2d(12, 2, 1) if classifier else ConvNorm(12, 3, 1, bias=True))
@@ -88,29 +42,27 @@ def lively_mlp(classifier):
 @pytest.mark.parametrize("classifier", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2), (6, 9)])
 def test_mlp_as_one_convolution(classifier, size):
-    """Values, at the border too, and gradients; after a change of the weights too."""
+    """Values, at the border too, and gradients."""
     mlp, x = lively_mlp(classifier), torch.randn(2, 3, *size, dtype=torch.float64)
+    found = []
     for _ in range(2):
-        found = []
-        for fold in (False, True):
-            set_folding(mlp, fold)
-            mlp.zero_grad()
-            leaf = x.clone().requires_grad_()
-            out = mlp(leaf)
-            out.sin().sum().backward()
-            with torch.no_grad():
-                kept = mlp(x)
-            found.append([out, kept, leaf.grad, *(p.grad for p in mlp.parameters())])
-        for plain, composed in zip(*found, strict=True):
-            assert torch.allclose(plain, composed, rtol=0, atol=1e-9)
+        mlp.zero_grad()
+        leaf = x.clone().requires_grad_()
+        out = mlp(leaf)
+        out.sin().sum().backward()
         with torch.no_grad():
-            mlp[1].conv.weight.mul_(1.5)
-            mlp[0].bn.bias.add_(1)
+            unkept = mlp(x)
+            getattr(mlp, "derive", bool)()
+            kept = mlp(x)
+        found.append([out, unkept, kept, leaf.grad, *(p.grad for p in mlp.parameters())])
+        refine(mlp, {MLP: ComposedMLP})
+    for plain, composed in zip(*found, strict=True):
+        assert torch.allclose(plain, composed, rtol=0, atol=1e-9)
 
 
 def test_mlp_whose_batch_norms_learn_is_not_composed():
     mlp, x = lively_mlp(False), torch.randn(2, 3, 5, 5, dtype=torch.float64)
-    set_folding(mlp, True)
+    refine(mlp, {MLP: ComposedMLP})
     before = mlp[1].bn.running_mean.clone()
     mlp.train()(x)
     assert not torch.equal(mlp[1].bn.running_mean, before)
@@ -124,18 +76,20 @@ def test_mlp_whose_batch_norms_learn_is_not_composed():
 def test_pyramid_pooling_rewritten(h, w, batch, within, number, seed):
     torch.manual_seed(seed)
     head = PyramidHead(8, 6).double().eval()
-    set_folding(head, True)
     f4 = torch.randn(batch, 8, h, w, dtype=torch.float64)
     # Positions anywhere in a part of the map, few or many.
     place = torch.rand(2, batch, number) * within + torch.rand(2, 1, 1) * (1 - within)
     positions = (place[0] * h).long() * w + (place[1] * w).long()
     with torch.no_grad():
         expected = head(f4)
-        assert torch.allclose(head.fast(f4), expected, rtol=0, atol=1e-10)
-        at = head.fast_at(f4, positions)
-        dense = expected.flatten(2).transpose(1, 2)
-        index = positions[:, :, None].expand_as(at)
-        assert torch.allclose(at, torch.gather(dense, 1, index), rtol=0, atol=1e-10)
+        refine(head, {PyramidHead: CellwiseHead})
+        for derive in (bool, head.derive):
+            derive()
+            assert torch.allclose(head(f4), expected, rtol=0, atol=1e-10)
+            at = head.at(f4, positions)
+            dense = expected.flatten(2).transpose(1, 2)
+            index = positions[:, :, None].expand_as(at)
+            assert torch.allclose(at, torch.gather(dense, 1, index), rtol=0, atol=1e-10)
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=4))
@@ -147,9 +101,6 @@ def test_object_places(rows):
         for sample, where, good in zip(rows, places.positions, places.valid, strict=True):
             assert where[good].tolist() == [i for i, inside in enumerate(sample) if inside]
         assert places.of(features).sum() == (features[:, :, 0] * mask.flatten(1)).sum()
-    everything = all_places(mask)
-    assert everything.of(features) is features
-    assert torch.equal(everything.valid, mask.flatten(1))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +134,7 @@ def test_base_learner_trains_and_honours_fix_bn(fix_bn):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     logits = model(torch.randn(2, 3, 49, 57))
     assert logits.shape == (2, 6, 49, 57)
-    model.losses(logits, torch.randint(0, 6, (2, 49, 57)))["total"].backward()
+    total(model.losses(logits, torch.randint(0, 6, (2, 49, 57)))).backward()
     assert all(p.grad is not None for p in model.parameters())
     changed = any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert changed is not fix_bn

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import model.folded
 from benchmark.measure import operations
-from model.folded import RECENT, SHAPES, FoldedConv, packs
+from model.fast.cpu import folded_conv, winograd
+from model.fast.cpu.folded_conv import RECENT, SHAPES, FoldedConv, Options, fold, packs
+from model.fast.prior import products
 from model.layers import ConvNorm
-from model.prior import products
 
 pytestmark = pytest.mark.numeric
 
@@ -30,12 +30,13 @@ def folded(inputs, outputs, kernel, dtype=torch.float32, **options):
     shape = conv.weight.shape
     weight = torch.randn(shape, generator=make) / (kernel * inputs**0.5)
     bias = torch.randn(outputs, generator=make)
-    return FoldedConv(weight.to(dtype).contiguous(memory_format=CL), bias.to(dtype), conv)
+    return FoldedConv(
+        weight.to(dtype).contiguous(memory_format=CL), bias.to(dtype), Options.of(conv)
+    )
 
 
 def reference(conv: FoldedConv, x, shortcut, rectify):
-    options = (conv.conv.stride, conv.conv.padding, conv.conv.dilation, conv.conv.groups)
-    found = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), *options)
+    found = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), *conv.options)
     found = found if shortcut is None else found + shortcut.double()
     return found.relu() if rectify else found
 
@@ -56,10 +57,10 @@ def test_equals_the_convolution(dtype, form, way, sizes, last, add, rectify):
     kernel, options = form
     with pytest.MonkeyPatch.context() as patch:
         if way == "torch's":
-            patch.setattr(model.folded, "packs", lambda x: False)
+            patch.setattr(folded_conv, "packs", lambda x: False)
         if way == "Winograd's":
-            patch.setattr(model.winograd, "CHANNELS", 1)
-            patch.setattr(model.winograd, "OUTPUTS", 0)
+            patch.setattr(winograd, "CHANNELS", 1)
+            patch.setattr(winograd, "OUTPUTS", 0)
         check(dtype, kernel, options, sizes, last, add, rectify)
 
 
@@ -106,14 +107,16 @@ def test_laid_out_weights_are_kept_for_few_shapes():
     assert len(conv._asked) <= RECENT
 
 
-def test_gradients_reach_the_input_of_frozen_weights():
-    conv = ConvNorm(8, 12, 1).requires_grad_(False).eval()
-    found = []
-    for conv.fold in (False, True):
-        x = torch.randn(1, 8, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        conv(x, torch.ones(1, 12, 5, 5), rectify=True).sum().backward()
-        found.append(x.grad)
-    assert torch.allclose(*found, atol=1e-6) and found[0].abs().sum() > 0
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_batch_norm_is_folded_in(bias):
+    torch.manual_seed(0)
+    layer = ConvNorm(4, 6, 3, padding=1, bias=bias).double().eval()
+    for values in (layer.bn.running_mean, layer.bn.weight.data, layer.bn.bias.data):
+        values.normal_()
+    layer.bn.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(fold(layer, x.dtype)(x), layer(x), rtol=0, atol=1e-12)
 
 
 def test_what_oneDNN_computes_is_counted():  # noqa: N802

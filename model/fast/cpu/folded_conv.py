@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.winograd import NONE, Spare, Winograd, pays
+from model.fast.cpu.winograd import NONE, Spare, Winograd, pays
+from model.layers import ConvNorm
 
 SHAPES = 2  # of inputs, for which laid-out weights are kept
 RECENT = 64  # calls by which it is judged which shapes come often
@@ -37,22 +39,42 @@ def finish(x: Tensor, shortcut: Tensor | None, rectify: bool) -> Tensor:
     return F.relu(x, inplace=True) if rectify else x
 
 
-def convolve_with(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``conv`` with other weights, by torch."""
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+class Options(NamedTuple):
+    """Of a convolution, in torch's order."""
+
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> Options:
+        """Those of ``conv``."""
+        return cls(conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def fused(layer: ConvNorm) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the equivalent single convolution; gradients flow through them."""
+    conv, bn = layer.conv, layer.bn
+    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+    mean = bn.running_mean if conv.bias is None else bn.running_mean - conv.bias
+    return conv.weight * scale[:, None, None, None], bn.bias - mean * scale
+
+
+def fold(layer: ConvNorm, dtype: torch.dtype) -> FoldedConv:
+    """The equivalent single convolution in ``dtype``."""
+    weight, bias = fused(layer)
+    weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    return FoldedConv(weight, bias.to(dtype), Options.of(layer.conv))
 
 
 @dataclass(eq=False)
 class FoldedConv:
-    """Use it without gradient.
-
-    weight [O, C, k, k] (channels last), bias [O]; ``conv`` gives kernel size, stride, padding,
-    dilation and groups.
-    """
+    """Use it without gradient. weight [O, C, k, k] (channels last), bias [O]."""
 
     weight: Tensor
     bias: Tensor
-    conv: nn.Conv2d
+    options: Options = Options()
     _layouts: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     _asked: Counter[tuple[int, ...]] = field(default_factory=Counter)
 
@@ -67,17 +89,16 @@ class FoldedConv:
         with ``rectify``; without ``spare``.
         """
         x = x.to(self.weight.dtype)
-        conv = self.conv
-        if self._square and pays(x.shape, self.weight, conv.dilation[0]):
+        if self._square and pays(x.shape, self.weight, self.options.dilation[0]):
             if shortcut is None:
                 return self._winograd(x, rectify, spare)
             return finish(self._winograd(x, spare=spare), spare.cut_off(shortcut), rectify)
         return spare.cut_off(self._whole(x, shortcut, rectify))
 
     def _whole(self, x: Tensor, shortcut: Tensor | None, rectify: bool) -> Tensor:
-        conv = self.conv
         if not packs(x):
-            return finish(convolve_with(conv, x, self.weight, self.bias), shortcut, rectify)
+            found = F.conv2d(x, self.weight, self.bias, *self.options)
+            return finish(found, shortcut, rectify)
         weight, options = self._packed(x), self._options
         if shortcut is None:
             run, after = torch.ops.mkldnn._convolution_pointwise, "relu" if rectify else "none"
@@ -89,23 +110,23 @@ class FoldedConv:
     @property
     def _options(self) -> tuple:
         """In oneDNN's order."""
-        conv = self.conv
-        return conv.padding, conv.stride, conv.dilation, conv.groups
+        stride, padding, dilation, groups = self.options
+        return padding, stride, dilation, groups
 
     @cached_property
     def _square(self) -> bool:
-        conv = self.conv
+        stride, padding, dilation, groups = self.options
         return (
-            conv.kernel_size == (3, 3)
-            and conv.stride == (1, 1)
-            and conv.padding == conv.dilation
-            and conv.dilation[0] == conv.dilation[1]
-            and conv.groups == 1
+            self.weight.shape[2:] == (3, 3)
+            and stride == (1, 1)
+            and padding == dilation
+            and dilation[0] == dilation[1]
+            and groups == 1
         )
 
     @cached_property
     def _winograd(self) -> Winograd:
-        return Winograd(self.weight, self.bias, self.conv.dilation[0])
+        return Winograd(self.weight, self.bias, self.options.dilation[0])
 
     def _packed(self, x: Tensor) -> Tensor:
         """The weights as oneDNN reads them for inputs of x's shape: those for another shape may be

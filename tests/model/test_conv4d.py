@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from model.conv4d import CenterPivotConv4d, FullConv4d, SeparableConv4d, window
-from model.conv4d_fast import (
+from model.fast.conv4d import (
     center_pivot,
     from_kernel_rows,
     kernel_rows,

@@ -9,24 +9,17 @@ from torch import Tensor
 
 
 class Places(NamedTuple):
-    """Positions of objects in maps, padded to a common length: positions [B, n] (int64, row-major;
-    None means all h·w in order), valid [B, n] (bool), True where they belong to the object.
+    """Positions of objects in maps, padded to a common length: positions [B, n] (int64, row-major),
+    valid [B, n] (bool), True where they belong to the object.
     """
 
-    positions: Tensor | None
+    positions: Tensor
     valid: Tensor
 
     def of(self, features: Tensor) -> Tensor:
-        """features [B, h·w, C] there: [B, n, C], zero where padded; all as they are with None."""
-        if self.positions is None:
-            return features
+        """features [B, h·w, C] there: [B, n, C], zero where padded."""
         index = self.positions[:, :, None].expand(-1, -1, features.shape[2])
         return torch.gather(features, 1, index) * self.valid[:, :, None]
-
-
-def all_places(mask: Tensor) -> Places:
-    """Every position of mask [B, h, w], where True or non-zero is object."""
-    return Places(None, mask.flatten(1) != 0)
 
 
 def object_places(mask: Tensor, count: bool = True) -> Places:

@@ -8,6 +8,7 @@ from a constant near the border only, so that a smaller one tells them all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
@@ -15,9 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.encoder import Encoder, Features, Step, run
-from model.layers import compute_dtype, versions
-from model.winograd import Spare
+from model.fast.cpu.winograd import Spare
+from model.fast.steps import Step, run
 
 WORTH = 0.85  # a part of the map pays up to this share of it
 
@@ -98,20 +98,19 @@ class Box(NamedTuple):
 
 
 class EmptyPicture:
-    """The encoder's stack of maps before each of its first steps, for a picture of zeros.
+    """An encoder's stack of maps before each of its first steps, for a picture of zeros.
 
     size: of the picture (height, width). Offered for the first ``levels`` steps, whose total
     reach leaves something of the picture alone; each is computed when it is first asked for.
     """
 
-    def __init__(self, encoder: Encoder, size: tuple[int, int], dtype: torch.dtype) -> None:
+    def __init__(self, steps: Sequence[Step], size: tuple[int, int], dtype: torch.dtype) -> None:
         self.size = size
-        self.source = _source(encoder)
         self._steps: list[Step] = []
         # What a step takes of the smallest picture whose result, of that step, shows all there is.
         self._small: list[tuple[int, int]] = []
         stride, reach = 1, 0
-        for step in encoder.steps():
+        for step in steps:
             reach += step.reach * stride
             after = stride * step.stride
             least = 2 * (reach + after)
@@ -182,25 +181,17 @@ class Part(NamedTuple):
         return found
 
 
-class ObjectEncoder:
-    """``encoder`` with the same result, for one picture at a time, without gradient, on a CPU."""
+class AroundObject:
+    """An encoder's steps for one picture at a time, without gradient, with the same result."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
-        self._empty: dict[torch.dtype, EmptyPicture] = {}
+    def __init__(self, steps: Sequence[Step], dtype: torch.dtype) -> None:
+        self.steps, self.dtype = steps, dtype
+        self._empty: EmptyPicture | None = None
 
-    def __call__(self, image: Tensor, mask: Tensor) -> Features:
-        """image [1, 3, H, W], zero where mask [1, H, W] is."""
-        steps = self.encoder.steps()
-        stack, taps = self._surroundings(image, mask, steps)
-        return self.encoder.features(taps + run(stack, steps))
-
-    def _surroundings(
-        self, image: Tensor, mask: Tensor, steps: list[Step]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """As far as it pays: stack of whole maps and taps so far; the steps done are taken away."""
+    def __call__(self, image: Tensor, mask: Tensor) -> list[Tensor]:
+        """What the taps give. image [1, 3, H, W], zero where mask [1, H, W] is."""
         size = (image.shape[2], image.shape[3])
-        empty = self._empty_picture(size, compute_dtype(image))
+        empty = self._empty_picture(size)
         box, taps, level = Box.around(mask[0]), [], 0
         stack = [Part(box.cut(image), box)]
 
@@ -210,7 +201,7 @@ class ObjectEncoder:
             parts = zip(stack[-number:], maps, strict=True)
             return [part.shown(x, size, wanted) for part, x in parts]
 
-        for step in steps[: empty.levels]:
+        for step in self.steps[: empty.levels]:  # as far as it pays
             after = tuple(-(-n // step.stride) for n in size)
             reached = stack[-1].box.reached(step, after)
             needed = reached.needed(step, size)
@@ -221,20 +212,12 @@ class ObjectEncoder:
             level, size = level + 1, after
             if step.tap:
                 taps += shown(1, Box(0, size[0], 0, size[1]))
-        del steps[:level]
         whole = shown(len(stack), Box(0, size[0], 0, size[1])) if level else [image]
-        return whole, taps
+        return taps + run(whole, self.steps[level:])
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_empty": {}}
-
-    def _empty_picture(self, size: tuple[int, int], dtype: torch.dtype) -> EmptyPicture:
-        """The latest one of ``dtype``, made anew when the size or the encoder's weights change."""
-        found = self._empty.get(dtype)
-        if found is None or found.size != size or found.source != _source(self.encoder):
-            found = self._empty[dtype] = EmptyPicture(self.encoder, size, dtype)
-        return found
-
-
-def _source(encoder: Encoder) -> tuple:
-    return versions([*encoder.parameters(), *encoder.buffers()])
+    def _empty_picture(self, size: tuple[int, int]) -> EmptyPicture:
+        """The latest one; made anew when the size changes."""
+        empty = self._empty
+        if empty is None or empty.size != size:
+            empty = self._empty = EmptyPicture(self.steps, size, self.dtype)
+        return empty

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model import build_model
+from model.fewshot import total
 from tests.models import options, run, without_dropout
 from tests.parity import load_case, load_layout, relative_error, released_state
 from util.checkpoint import load_weights
@@ -42,8 +43,10 @@ def load(case, compute, prefix=""):
 @pytest.mark.parametrize("case", CASES)
 def test_outputs(case, compute):
     model, arrays, data, _ = load(case, compute, prefix="module.")
+    model.eval()
+    model.derive()
     with torch.no_grad():
-        out = run(model.eval(), data)
+        out = run(model, data)
     assert relative_error(out.final, arrays["final"]) < 1e-3
     assert relative_error(out.meta, arrays["meta"]) < 1e-4
     assert relative_error(out.base[:, :, ::4, ::4], arrays["base_s4"]) < 1e-4
@@ -58,11 +61,11 @@ def test_losses_and_gradients(case, compute):
     model, arrays, data, layout = load(case, compute)
     out = run(without_dropout(model).train(), data, training=True)
     losses = model.losses(out, data["query_mask"], data["base_mask"])
-    main = (losses["main"] + losses["meta"]).item()
+    main = (losses["main"].value + losses["meta"].value).item()
     assert main == pytest.approx(float(arrays["loss_main_plus_meta"]), rel=1e-3)
-    assert losses["distill"].item() == pytest.approx(float(arrays["loss_distill"]), rel=1e-3)
-    assert losses["base"].item() == pytest.approx(float(arrays["loss_base"]), rel=1e-3)
-    losses["total"].backward()
+    assert losses["distill"].value.item() == pytest.approx(float(arrays["loss_distill"]), rel=1e-3)
+    assert losses["base"].value.item() == pytest.approx(float(arrays["loss_base"]), rel=1e-3)
+    total(losses).backward()
     table = next(each for each in LAYOUTS if each.recognises(layout))
     params = dict(model.named_parameters())
     largest = arrays["grad_norms"].max()

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from model import matching as matching_module
-from model.fewshot import join, join_shots
+from model.fast import matching as tiled
+from model.fast.positions import Places
+from model.fast.prior import prior_at_positions
+from model.fewshot import join, join_shots, total
 from model.matching import MATCHERS
-from model.positions import Places
-from model.prior import prior_at_positions, prior_textbook
+from model.prior import prior_mask
 from tests.models import build, episode, options, run, twins, without_dropout
 
 pytestmark = pytest.mark.numeric
@@ -18,8 +19,7 @@ pytestmark = pytest.mark.numeric
 
 def gradients(model, data):
     out = run(without_dropout(model).train(), data, training=True)
-    losses = model.losses(out, data["query_mask"], data["base_mask"])
-    losses["total"].backward()
+    total(model.losses(out, data["query_mask"], data["base_mask"])).backward()
     return out, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
@@ -123,17 +123,18 @@ def test_ignored_pixels_are_not_object():
 @pytest.mark.parametrize("matching", ["correlation", "attention"])
 @pytest.mark.parametrize("count", [1, 10, 17, 41])
 def test_matching_in_tiles(matching, count, monkeypatch):
-    monkeypatch.setattr(matching_module, "COLUMNS", 10)
-    monkeypatch.setattr(matching_module, "CPU_ELEMENTS", 1)
+    monkeypatch.setattr(tiled, "COLUMNS", 10)
+    monkeypatch.setattr(tiled, "CPU_ELEMENTS", 1)
     generator = torch.Generator().manual_seed(count)
     query = torch.randn(2, 2, 50, 4, generator=generator, dtype=torch.float64)
     key, value = torch.randn(2, 2, 2, count, 4, generator=generator, dtype=torch.float64)
     valid = torch.rand(2, count, generator=generator) < 0.5
     valid[1] = False
     results = []
-    for form in ("fast", "textbook"):
+    textbook = MATCHERS[matching]
+    for form in (tiled.FASTER[textbook], textbook):
         leaves = [t.clone().requires_grad_() for t in (query, key, value)]
-        out, mean = MATCHERS[matching, form](*leaves, valid)
+        out, mean = form(*leaves, valid)
         (out.sin().sum() + mean.cos().sum()).backward()
         results.append([out, mean, *(leaf.grad for leaf in leaves)])
     for a, b in zip(*results, strict=True):
@@ -146,8 +147,9 @@ def test_inverse_softmax_by_hand():
     key = torch.tensor([[[[3.0], [-1.0]]]])
     value = torch.tensor([[[[5.0], [7.0]]]])
     valid = torch.tensor([[True, False]])
-    for form in ("fast", "textbook"):
-        out, mean = MATCHERS["correlation", form](query, key, value, valid)
+    textbook = MATCHERS["correlation"]
+    for form in (tiled.FASTER[textbook], textbook):
+        out, mean = form(query, key, value, valid)
         high, low = torch.tensor([10.0, -10.0]).softmax(0) * 5
         assert torch.allclose(out.flatten(), torch.stack([high, low]))
         assert torch.allclose(mean.flatten(), torch.tensor([10.0, -10.0]))
@@ -166,7 +168,8 @@ def test_prior_at_positions(data):
     support = torch.randn(batch, shots, cells, 5, generator=generator, dtype=torch.float64)
     support *= (torch.arange(cells) < counts[:, :, None])[..., None]
     ours = prior_at_positions(query, support[:, :, : max(1, counts.max())], counts < cells)
-    assert_same(ours, prior_textbook(query, support), 1e-12)
+    maps = query.mT[..., None], support.mT[..., None]  # of one column
+    assert_same(ours, prior_mask(*maps)[..., 0], 1e-12)
 
 
 def test_prior_in_float16_does_not_overflow():
@@ -226,7 +229,7 @@ def test_train_mode(fix_bn):
     data = episode((65, 65), 2, 1, 3)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     losses = model.losses(run(model, data, training=True), data["query_mask"], data["base_mask"])
-    losses["total"].backward()
+    total(losses).backward()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert bool(changed) is not fix_bn
     assert not any(name.startswith(model.frozen) for name in changed)
@@ -240,8 +243,9 @@ def test_losses_are_weighted():
     model = build(0, aux_weight1=0.5, aux_weight2=0.25)
     data = episode((65, 65), 1, 1, 3)
     losses = model.losses(run(model, data), data["query_mask"], data["base_mask"])
-    total = losses["main"] + losses["meta"] + 0.5 * losses["distill"] + 0.25 * losses["base"]
-    assert torch.allclose(losses["total"], total)
+    main, meta, distill, base = (losses[n].value for n in ("main", "meta", "distill", "base"))
+    assert torch.allclose(total(losses), main + meta + 0.5 * distill + 0.25 * base)
+    assert {name for name, loss in losses.items() if loss.over == "samples"} == {"distill"}
     assert "base" not in model.losses(run(model, data), data["query_mask"], None)
 
 
@@ -285,14 +289,15 @@ def test_nothing_waits_for_a_gpu(training, monkeypatch):
 
         monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
         model._apply(there).train(training)
+        model.derive()
         data = {name: there(tensor) for name, tensor in data.items()}
         if not training:
             data["support_masks"] = torch.empty(2, 2, 65, 65, dtype=torch.uint8)
-            monkeypatch.setattr("model.hdmnet.object_places", places_on_the_host)
+            monkeypatch.setattr("model.fast.hdmnet.object_places", places_on_the_host)
         with torch.set_grad_enabled(training):
             out = run(model, data, training)
-            losses = model.losses(out, data["query_mask"], data["base_mask"])
-        assert out.final.device.type == losses["total"].device.type == "cuda"
+            loss = total(model.losses(out, data["query_mask"], data["base_mask"]))
+        assert out.final.device.type == loss.device.type == "cuda"
 
 
 def places_on_the_host(mask, count):

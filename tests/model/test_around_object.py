@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -12,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.hidden import Box, EmptyPicture, ObjectEncoder
-from model.layers import set_folding
+from model.fast.cpu import around_object
+from model.fast.cpu.around_object import AroundObject, Box, EmptyPicture
+from model.fast.steps import run
 from tests.models import build
 
 pytestmark = pytest.mark.numeric
@@ -29,11 +28,12 @@ CASES = [
 
 def encoder_of(case):
     """Small, with batch norms that shift: an empty picture's features are not zero."""
-    encoder = build(0, **case).double().eval().encoder
+    encoder = build(0, **case).double().encoder
     make = torch.Generator().manual_seed(1)
     for norm in (m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         for values in (norm.running_mean, norm.bias.data):
             values.copy_(0.3 * torch.randn(values.shape, generator=make))
+    encoder.derive()
     return encoder
 
 
@@ -45,7 +45,7 @@ def picture(height, width, box):
     return (image * mask[:, None]).contiguous(memory_format=CL), mask
 
 
-ENCODERS = [ObjectEncoder(encoder_of(case)) for case in CASES]
+ENCODERS = [encoder_of(case) for case in CASES]
 share = st.floats(0, 1)
 
 
@@ -63,7 +63,7 @@ def test_same_features_as_of_the_whole_picture(encoder, size, corner, extent):
         bounds += [first, min(n, first + 1 + int(part * n))]
     image, mask = picture(*size, Box(*bounds))
     with torch.inference_mode():
-        found, expected = encoder(image, mask), encoder.encoder(image)
+        found, expected = encoder.around(image, mask), encoder(image)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape and a.is_contiguous(memory_format=CL)
         assert (a - b).norm() <= 1e-12 * b.norm()
@@ -73,7 +73,7 @@ def test_same_features_as_of_the_whole_picture(encoder, size, corner, extent):
 def test_a_change_reaches_as_far_as_a_step_says(case):
     """A 2×2 pool reaches one cell to one side only: at most one cell too many."""
     encoder = encoder_of(case)
-    steps = encoder.steps()
+    steps = encoder.steps(torch.float64)
     make = torch.Generator().manual_seed(0)
     stack = [torch.rand(1, 3, 60, 73, dtype=torch.float64, generator=make)]
     for step in steps:
@@ -99,10 +99,9 @@ def test_a_change_reaches_as_far_as_a_step_says(case):
     assert len(stack) == 1
 
 
-def test_only_the_surroundings_are_computed(monkeypatch):
-    encoder = ObjectEncoder(encoder_of(CASES[1]))
+def test_only_the_surroundings_are_computed():
     areas, whole = [], []
-    steps = encoder.encoder.steps()
+    steps = encoder_of(CASES[1]).steps(torch.float64)
 
     def watched(step, areas):
         def run(*maps, **options):
@@ -113,23 +112,22 @@ def test_only_the_surroundings_are_computed(monkeypatch):
 
     image, mask = picture(400, 400, Box(100, 150, 200, 250))
     with torch.inference_mode():
-        monkeypatch.setattr(encoder.encoder, "steps", lambda: [watched(s, whole) for s in steps])
-        encoder.encoder(image)
-        monkeypatch.setattr(encoder.encoder, "steps", lambda: [watched(s, areas) for s in steps])
-        encoder(image, mask)  # the empty picture too
+        run([image], [watched(s, whole) for s in steps])
+        encode = AroundObject([watched(s, areas) for s in steps], torch.float64)
+        encode(image, mask)  # the empty picture too
         areas.clear()
-        encoder(image, mask)
+        encode(image, mask)
     shares = [a / b for a, b in zip(areas, whole, strict=True)]
     taps = [number for number, step in enumerate(steps) if step.tap]
     assert shares[0] < 0.02 and shares[taps[0]] < 0.25 and shares[taps[1]] < 0.65
 
 
 def test_what_is_kept_serves_every_object():
-    encoder = ObjectEncoder(encoder_of(CASES[1]))
+    encoder = encoder_of(CASES[1])
     pictures = [picture(300, 290, Box(t, t + 30, t, t + 40)) for t in (0, 130, 250, 0)]
     with torch.inference_mode():
         for image, mask in pictures:
-            pairs = zip(encoder(image, mask), encoder.encoder(image), strict=True)
+            pairs = zip(encoder.around(image, mask), encoder(image), strict=True)
             assert all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
 
 
@@ -138,7 +136,7 @@ def test_a_small_object_in_a_large_picture(encoder):
     """Every layer is computed around the object only."""
     image, mask = picture(640, 601, Box(580, 600, 560, 590))
     with torch.inference_mode():
-        found, expected = encoder(image, mask), encoder.encoder(image)
+        found, expected = encoder.around(image, mask), encoder(image)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= 1e-12 * b.norm()
 
@@ -150,13 +148,14 @@ def test_threads_share_what_is_kept():
         with torch.inference_mode():
             images.append((image, mask, encoder(image)))
     for _ in range(4):
-        shared, together = ObjectEncoder(encoder), Barrier(len(images))
+        encoder.derive()
+        together = Barrier(len(images))
 
-        def encode(case, shared=shared, together=together):
+        def encode(case, together=together):
             image, mask, expected = case
             together.wait()
             with torch.inference_mode():
-                found = shared(image, mask)
+                found = encoder.around(image, mask)
             pairs = zip(found, expected, strict=True)
             return all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
 
@@ -164,36 +163,32 @@ def test_threads_share_what_is_kept():
             assert all(pool.map(encode, images))
 
 
-def test_what_is_kept_is_not_copied():
-    encoder = ObjectEncoder(encoder_of(CASES[1]))
-    image, mask = picture(300, 290, Box(0, 30, 0, 40))
-    with torch.no_grad():
-        expected = encoder(image, mask)
-        for same in (pickle.loads(pickle.dumps(encoder)), copy.deepcopy(encoder)):
-            assert encoder._empty and not same._empty
-            assert all(map(torch.equal, same(image, mask), expected))
-
-
 def test_in_half_precision():
-    encoder = ObjectEncoder(encoder_of(CASES[1]).float())
+    encoder = encoder_of(CASES[1]).float()
     image, mask = picture(300, 290, Box(101, 133, 77, 120))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        found, expected = encoder(image.float(), mask), encoder.encoder(image.float())
+        found, expected = encoder.around(image.float(), mask), encoder(image.float())
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.bfloat16
         assert (a.float() - b.float()).norm() <= 0.02 * b.float().norm()
 
 
-def test_new_weights_and_other_sizes_are_noticed():
-    encoder = ObjectEncoder(encoder_of(CASES[1]))
+def test_other_sizes_are_noticed(monkeypatch):
+    encoder, made = encoder_of(CASES[1]), []
+
+    class Counted(EmptyPicture):
+        def __init__(self, *args) -> None:
+            made.append(1)
+            super().__init__(*args)
+
+    monkeypatch.setattr(around_object, "EmptyPicture", Counted)
     for side in (300, 260, 300):
         image, mask = picture(side, side, Box(90, 110, 80, 120))
         for _ in range(2):
             with torch.inference_mode():
-                pairs = zip(encoder(image, mask), encoder.encoder(image), strict=True)
+                pairs = zip(encoder.around(image, mask), encoder(image), strict=True)
                 assert all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
-            with torch.no_grad():
-                encoder.encoder.layer1[0].conv1.bn.bias.add_(0.5)
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize("box", [Box(0, 0, 0, 0), Box(0, 300, 0, 300)])
@@ -201,20 +196,19 @@ def test_an_empty_and_a_full_mask(box):
     encoder = ENCODERS[1]
     image, mask = picture(300, 300, box)
     with torch.inference_mode():
-        pairs = zip(encoder(image, mask), encoder.encoder(image), strict=True)
+        pairs = zip(encoder.around(image, mask), encoder(image), strict=True)
         assert all(torch.allclose(a, b, atol=1e-12) for a, b in pairs)
 
 
 def test_a_small_picture_offers_nothing():
-    encoder = encoder_of(CASES[1])
-    assert EmptyPicture(encoder, (6, 400), torch.float64).levels == 0
-    assert EmptyPicture(encoder, (400, 400), torch.float64).levels > 3
+    steps = encoder_of(CASES[1]).steps(torch.float64)
+    assert EmptyPicture(steps, (6, 400), torch.float64).levels == 0
+    assert EmptyPicture(steps, (400, 400), torch.float64).levels > 3
 
 
 def test_a_compiled_encoder_traces_no_kept_weights():
     """Winograd's and oneDNN's forms are for eager use; a traced encoder gives the same."""
     encoder = encoder_of(CASES[1]).float()
-    set_folding(encoder, True)
     image = torch.randn(1, 3, 65, 65)
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
     with torch.no_grad():

@@ -8,10 +8,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import winograd
+from model.fast.cpu import winograd
+from model.fast.cpu.folded_conv import fold
+from model.fast.cpu.winograd import Spare, Winograd, pays
+from model.fast.derived import refine
+from model.fast.matching import FORMS, TiledMatching
+from model.fast.pooling import CellwiseHead
 from model.layers import ConvNorm
+from model.matching import MatchingBlock, correlation
 from model.pspnet import PyramidHead
-from model.winograd import Spare, Winograd, pays
 
 pytestmark = pytest.mark.numeric
 
@@ -120,21 +125,22 @@ def test_folded_convolutions_use_it_where_it_fits(always, options, used):
     x = torch.randn(2, 4, 17, 14, dtype=torch.float64)
     expected = layer(x)
     assert not always
-    layer.fold = True
-    assert (layer(x) - expected).abs().max() < 1e-11
+    assert (fold(layer, x.dtype)(x) - expected).abs().max() < 1e-11
     assert bool(always) is used
-    layer.conv.weight.mul_(2)  # the form follows the weights
-    layer.fold = False
-    expected = layer(x)
-    layer.fold = True
-    assert (layer(x) - expected).abs().max() < 1e-11
 
 
 def test_not_where_gradients_flow(always):
-    layer = lively(ConvNorm(4, 6, 3, padding=1))
-    layer.fold = True
-    layer(torch.randn(1, 4, 9, 9, dtype=torch.float64)).sum().backward()
-    assert not always and layer.conv.weight.grad.abs().sum() > 0
+    block = lively(MatchingBlock(4, 2, correlation))
+    refine(block, FORMS)
+    assert type(block) is TiledMatching
+    block.derive()
+    joined = torch.randn(1, 6, 9, 9, dtype=torch.float64)
+    block.merged(joined).sum().backward()
+    assert not always and block.merge.conv.weight.grad.abs().sum() > 0
+    block.derive()
+    with torch.no_grad():
+        assert (block.merged(joined) - block.merge(joined).relu()).abs().max() < 1e-11
+    assert always
 
 
 @torch.no_grad()
@@ -142,7 +148,9 @@ def test_pyramid_head(always):
     head = lively(PyramidHead(8, 5))
     f4 = torch.randn(2, 8, 13, 11, dtype=torch.float64)
     expected = head(f4)
-    assert (head.fast(f4) - expected).abs().max() < 1e-10
+    refine(head, {PyramidHead: CellwiseHead})
+    head.derive()
+    assert (head(f4) - expected).abs().max() < 1e-10
     assert always
 
 

@@ -20,7 +20,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from model.conv4d import CenterPivotConv4d, window
-from model.layers import compute_dtype, full_precision
+from model.fast.derived import compute_dtype
+from model.layers import full_precision
 
 
 class Statistics(NamedTuple):

@@ -1,0 +1,145 @@
+"""HSNet at the object's support positions; 4D convolutions as products that add up in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.conv4d import CenterPivotConv4d
+from model.fast.conv4d import center_pivot, norm_relu, sparse_center_pivot
+from model.fast.cpu.folded_conv import FoldedConv, fold
+from model.fast.derived import Derives, compute_dtype, refine
+from model.fast.hypercorrelation import (
+    SparseHypercorrelation,
+    Support,
+    correlate,
+    query_layer,
+    support_layer,
+    support_positions,
+)
+from model.fast.steps import FoldedBlock
+from model.hsnet import HSNet, Learner
+from model.hsnet_backbone import ResNetTaps
+from model.hypercorrelation import resized_mask
+from model.layers import align
+
+
+class FoldedTaps(Derives, ResNetTaps):
+    """The backbone with its batch norms folded, channels last."""
+
+    def forward(self, image: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """As the paper's."""
+        dtype = compute_dtype(image)
+        folded = self.derived(dtype, partial(self._fold, dtype))
+        x = image.contiguous(memory_format=torch.channels_last)
+        if folded is None:
+            yield from super().forward(x)
+            return
+        stem, (first, *stages) = folded
+        for conv in stem:
+            x = conv(x, rectify=True)
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        for block in first:
+            x = block(x, rectify=True)
+        for group, stage in enumerate(stages):
+            for block in stage:
+                tap = block(x, rectify=False)
+                x = F.relu(tap)
+                yield group, tap
+
+    def _fold(self, dtype: torch.dtype) -> tuple[list[FoldedConv], list[list[FoldedBlock]]]:
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        blocks = [[FoldedBlock(block, dtype) for block in stage] for stage in stages]
+        return [fold(conv, dtype) for conv in self.stem], blocks
+
+
+class PivotLearner(Learner):
+    """With center-pivot kernels; hypercorrelations lie as in ``conv4d.py`` beside this file."""
+
+    def forward(self, first_layers: dict[int, Tensor]) -> Tensor:
+        """The output of each squeezing block's first convolution [B, h_s', w_s', C, h_q, w_q] ->
+        logits [B, 2, 2 h, 2 w] at twice the finest query size.
+        """
+        mixed = None
+        for stride in self.strides:
+            layers = self.squeeze[str(stride)]
+            squeezed = self._layers(first_layers[stride], layers[1:])
+            if mixed is None:
+                mixed = squeezed
+                continue
+            size = tuple(squeezed.shape[-2:])
+            mixed = align(mixed.flatten(0, 2), size).unflatten(0, squeezed.shape[:3]) + squeezed
+            layers = self.mix[str(stride)]
+            mixed = self._layers(center_pivot(mixed, layers[0]), layers[1:])
+        return self.decode(mixed.mean((1, 2)))
+
+    @staticmethod
+    def _layers(x: Tensor, layers: nn.Sequential) -> Tensor:
+        """[norm, ReLU, (convolution, norm, ReLU)...]"""
+        for norm, conv in zip(layers[0:-2:3], layers[2::3], strict=True):
+            x = center_pivot(x, conv, norm)
+        return norm_relu(x, layers[-2])
+
+
+class FastHSNet(HSNet):
+    """The same result with less work; kernels that are no center pivots are left as they are."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        refine(self, {ResNetTaps: FoldedTaps})
+        if all(isinstance(m, CenterPivotConv4d) for block in self.learner.squeeze.values()
+               for m in block[::3]):  # fmt: skip
+            refine(self, {Learner: PivotLearner})
+
+    @property
+    def _pivots(self) -> bool:
+        return isinstance(self.learner, PivotLearner)
+
+    @torch.no_grad()
+    def encode_query(self, image: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """As the paper's, but the layers are [B, h, w, C] and normalised."""
+        layers = super().encode_query(image)
+        return tuple(tuple(map(query_layer, level)) for level in layers) if self._pivots else layers
+
+    @torch.no_grad()
+    def encode_support(self, image: Tensor, mask: Tensor) -> tuple[Any, ...]:
+        """As the paper's, at the positions that the mask leaves."""
+        if not self._pivots:
+            return super().encode_support(image, mask)
+        weight = self._object_weight(mask, image.dtype)
+        levels: dict[int, list[Tensor]] = {stride: [] for stride in self.pyramid}
+        places: dict[int, tuple[Tensor, Tensor]] = {}
+        for stride, tap in self._taps(image):
+            if stride not in places:
+                resized = resized_mask(weight, tuple(tap.shape[-2:]))
+                places[stride] = (resized, support_positions(resized))
+            levels[stride].append(support_layer(tap, *places[stride]))
+        return tuple(Support(*places[stride], tuple(levels[stride])) for stride in self.pyramid)
+
+    def _one_shot(self, query: Any, supports: tuple[Any, ...]) -> tuple[Tensor, list]:
+        if not self._pivots:
+            return super()._one_shot(query, supports)
+        inputs, maps = {}, []
+        for stride, layers, support in zip(self.pyramid, query, supports, strict=True):
+            correlations = correlate(layers, support)
+            conv = self.learner.squeeze[str(stride)][0]
+            inputs[stride] = first_convolution(correlations, conv)
+            if not self.training:
+                maps.append((correlations.total(), (support.mask > 0).sum((1, 2))))
+        return self.learner(inputs), maps
+
+
+def first_convolution(correlations: SparseHypercorrelation, conv: CenterPivotConv4d) -> Tensor:
+    """First convolution of a squeezing block -> [B, h_s', w_s', C, h_q, w_q].
+
+    On a CPU only the support positions inside the mask take part. With all positions in the mask
+    the plain form is faster, and on a GPU it always is: it has far fewer, larger products.
+    """
+    if correlations.maps[0].device.type == "cpu" and not correlations.is_full():
+        return sparse_center_pivot(*correlations, conv)
+    return center_pivot(correlations.dense(), conv)

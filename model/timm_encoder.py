@@ -1,0 +1,74 @@
+"""Any model of timm as a feature pyramid, its last three levels: ``backbone: timm/<name>``.
+
+Convolutional networks keep stride 16 where they can dilate instead; transformers give their last
+levels at one stride, for pictures of any size where they can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from model.encoder import Features
+from model.layers import align
+
+HEAD_WIDTH = 512  # at most
+# Each family of timm takes some of these; the first that a model takes are its own.
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"output_stride": 16},
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"strict_img_size": False},
+)
+
+
+def create(name: str, pretrained: bool = False) -> nn.Module:
+    """timm's model ``name`` as its last three feature maps.
+
+    Raises ValueError where timm has no such model, or no features of it.
+    """
+    common = {"pretrained": pretrained, "features_only": True, "out_indices": (-3, -2, -1)}
+    for options in OPTIONS:
+        try:
+            return timm.create_model(name, **common, **options)
+        except (TypeError, NotImplementedError):  # an option that this family has not
+            continue
+        except RuntimeError as error:
+            raise ValueError(f"backbone timm/{name}: {error}") from error
+    try:
+        return timm.create_model(name, **common)
+    except (TypeError, AttributeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"backbone timm/{name} gives no feature maps ({error})") from error
+
+
+class TimmEncoder(nn.Module):
+    """f2, f3, f4: the last three levels, f2 and f4 resized to f3 with align_corners=True.
+
+    Pictures come with the mean and deviation of ImageNet; ``mean`` and ``std`` (RGB, of values in
+    0..1) are those that the network was trained with, to which they are turned.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.net = create(name)
+        self.channels = tuple(self.net.feature_info.channels())
+        self.reduction = self.net.feature_info.reduction()[1]
+        self.head_width = min(HEAD_WIDTH, 1 << (self.channels[2].bit_length() - 1))
+        self.mean = tuple(self.net.pretrained_cfg["mean"])
+        self.std = tuple(self.net.pretrained_cfg["std"])
+        ours = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+        theirs = torch.tensor(self.mean), torch.tensor(self.std)
+        scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
+        self.register_buffer("scale", scale[:, None, None], persistent=False)
+        self.register_buffer("shift", shift[:, None, None], persistent=False)
+
+    def forward(self, image: Tensor) -> Features:
+        """image [B, 3, H, W], normalised."""
+        maps = self.net(image * self.scale + self.shift)
+        if getattr(self.net, "output_fmt", None) == "NHWC":
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        size = tuple(maps[1].shape[-2:])
+        return Features(*(align(x, size) for x in maps))

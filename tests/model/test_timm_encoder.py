@@ -1,0 +1,95 @@
+"""Any network of timm as an encoder, in both forms; one whose features reach everywhere too."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from model.timm_encoder import TimmEncoder
+from tests.model.test_hdmnet import assert_twins_agree
+from tests.models import build, episode, options, twins
+from util.checkpoint import load_weights
+from util.config import load_config
+from util.errors import FewShotError
+from util.pretrained import load_pretrained
+
+
+@timm.models.register_model
+def tiny_vit(pretrained=False, **options):
+    """A vision transformer of four narrow blocks."""
+    del pretrained
+    sizes = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    return timm.create_model("vit_tiny_patch16_224", **{**sizes, **options})
+
+
+@pytest.mark.parametrize("backbone, shot", [("timm/tiny_vit", 2), ("timm/mobilenetv2_035", 1)])
+def test_both_forms_agree(backbone, shot):
+    fast, textbook = twins(1, backbone=backbone, shot=shot)
+    assert_twins_agree(fast, textbook, episode((113, 97), 2, shot, 5, 0.1, torch.float64))
+
+
+def test_what_the_encoder_says_of_itself():
+    torch.manual_seed(0)
+    encoder = TimmEncoder("resnet18").eval()
+    assert (encoder.channels, encoder.reduction, encoder.head_width) == ((128, 256, 512), 16, 512)
+    with torch.no_grad():
+        features = encoder(torch.randn(1, 3, 97, 113))
+    for channels, feature in zip(encoder.channels, features, strict=True):
+        assert feature.shape == (1, channels, -(-97 // 16), -(-113 // 16))
+
+
+def test_levels_of_several_strides_and_channels_last():
+    encoder = TimmEncoder("swin_tiny_patch4_window7_224").eval()
+    with torch.no_grad():
+        features = encoder(torch.randn(1, 3, 96, 128))
+    assert [f.shape for f in features] == [(1, c, 6, 8) for c in encoder.channels]
+    assert encoder.reduction == 16
+
+
+def test_pictures_are_normalised_as_the_network_was_trained():
+    encoder = TimmEncoder("tiny_vit").eval()  # mean and deviation 0.5
+    raw = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        found = encoder((raw - mean[:, None, None]) / std[:, None, None]).f4
+        expected = encoder.net((raw - 0.5) / 0.5)[-1]
+    assert encoder.mean == encoder.std == (0.5, 0.5, 0.5)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_stage_1_and_its_weights_in_stage_2():
+    base = build(0, arch="PSPNet", backbone="timm/tiny_vit").train()
+    logits = base(torch.randn(2, 3, 65, 49))
+    F.cross_entropy(logits, torch.randint(0, 6, (2, 65, 49))).backward()
+    assert base.encoder.net.state_dict().keys() and logits.shape == (2, 6, 65, 49)
+    model = build(1, backbone="timm/tiny_vit")
+    load_weights(model, base.state_dict())
+    assert torch.equal(model.head.conv.conv.weight, base.head.conv.conv.weight)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"backbone": "timm/no_such_network"}, "no_such_network"),
+        ({"backbone": "timm/tiny_vit", "block_relu": False}, "block_relu"),
+        ({"backbone": "timm/tiny_vit", "arch": "HSNet", "pyramid": (8,), "hyper_layers": "all",
+          "kernel4d": "full"}, "timm/tiny_vit"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_built_is_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        build(**changes)
+
+
+def test_configuration(tmp_path):
+    file = tmp_path / "timm.yaml"
+    file.write_text("{backbone: timm/tiny_vit, data_set: fss, base_weight: null}")
+    cfg = load_config(file)
+    assert cfg.pretrained == "timm" and cfg.exp_dir().parts[-2] == "timm_tiny_vit"
+    for name in ("timm/", "timm/../elsewhere", "timm/hf_hub:some/one", "tim/tiny_vit"):
+        with pytest.raises(FewShotError, match="backbone"):
+            load_config(file, ["backbone", name])
+    with pytest.raises(FewShotError, match="pretrained: timm needs a backbone timm/<name>"):
+        load_pretrained(build(), options(pretrained="timm", base_weight=None))
