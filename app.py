@@ -29,13 +29,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from util.data.transform import read_image
 from util.draw.overlays import class_colour, heat_overlay, label_overlay, overlay
 from util.draw.panels import fit, grid
-from util.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
-from util.predictor import FewShotPredictor
-from util.results import summarise, write_json, write_results
-from util.runtime.files import expanded
-from util.transform import read_image
+from util.predict.predictor import FewShotPredictor
+from util.predict.writing import summarise, write_results
+from util.runtime.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
+from util.runtime.files import expanded, write_json
 from util.weights.load import model_of
 
 DEMO_CONFIG = "config/demo/demo_split0_resnet18.yaml"

@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from util.config.folders import class_folders
 from util.data.coco import CocoFile
-from util.data.folders import class_folders
-from util.errors import FewShotError, Interrupted, run
+from util.data.transform import read_image
 from util.predict.files import claim, find_queries, finished, remove_outdated, stamp
-from util.predictor import FewShotPredictor
+from util.predict.predictor import FewShotPredictor
+from util.predict.writing import summarise, write_results
 from util.prepare.steps import LYING, picture_size
-from util.results import summarise, write_json, write_results
-from util.runtime.files import expanded, user_path
-from util.transform import read_image
+from util.runtime.errors import FewShotError, Interrupted, run
+from util.runtime.files import expanded, user_path, write_json
 from util.weights.load import model_of
 
 # ---------------------------------------------------------------------------------------- supports
@@ -93,7 +93,7 @@ class Support:
 
 
 def support_folder(folder: Path) -> list[Support]:
-    """Supports of a folder a class, see :func:`util.data.folders.class_folders`."""
+    """Supports of a folder a class, see :func:`util.config.folders.class_folders`."""
     found = class_folders(folder)
     if found.passed_over:
         print(f"{folder}: no classes: {', '.join(found.passed_over)}", file=sys.stderr)

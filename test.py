@@ -19,20 +19,19 @@ import torch
 from torch import nn
 
 from model.fewshot import FewShotModel
-from util import distributed
-from util.checkpoint import read_checkpoint
 from util.config import Config, add_config_arguments
+from util.data.index import FoldIndex, build_index
 from util.draw.charts import class_iou_chart, leakage_chart, run_spread_chart
-from util.errors import FewShotError, run
 from util.evaluate import Evaluator, Partial, Result
-from util.lists import FoldIndex, build_index
-from util.logger import versions, write_run_record
 from util.predict.figures import episode_figures
-from util.results import write_json
-from util.rng import use_tf32
-from util.runtime.files import expanded, refuse_input, user_path
+from util.runtime import distributed
+from util.runtime.errors import FewShotError, run
+from util.runtime.files import expanded, refuse_input, user_path, write_json
+from util.runtime.record import versions, write_run_record
+from util.runtime.rng import use_tf32
+from util.runtime.signals import StopRequest
 from util.runtime.workers import dead_workers
-from util.signals import StopRequest
+from util.weights.checkpoint import read_checkpoint
 from util.weights.identity import origin_of
 from util.weights.load import load_model, model_of
 

@@ -16,18 +16,19 @@ from torch import Tensor
 
 from model import build_model
 from model.fewshot import FewShotModel, Loss
-from util import distributed
 from util.config import Config
-from util.dataset import EpisodeDataset
-from util.episodes import EpisodeSampler
-from util.errors import FewShotError, run, told_of
+from util.data.dataset import EpisodeDataset
+from util.data.episodes import EpisodeSampler
+from util.data.index import build_index
 from util.evaluate import Evaluator
-from util.lists import build_index
-from util.logger import RunLog
-from util.optim import learnable_parameters
+from util.evaluate.result import learnable_parameters
 from util.predict.figures import episode_panel
-from util.pretrained import load_pretrained
-from util.train.loop import Score, Stage, run_stage
+from util.runtime import distributed
+from util.runtime.errors import FewShotError, run, told_of
+from util.train.log import RunLog
+from util.train.loop import run_stage
+from util.train.stage import Score, Stage
+from util.weights.pretrained import load_pretrained
 
 PICTURES = 4  # validation episodes shown in TensorBoard
 HALF_EPOCH_LIMIT = 100  # SubEpoch_val is for runs of at most so many epochs, as published

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from model import PSPNet, build_model
 from model.fewshot import Loss
-from util import distributed
 from util.config import Config
-from util.dataset import SegmentationDataset
-from util.errors import run, told_of
+from util.data.dataset import SegmentationDataset
+from util.data.index import build_index
 from util.evaluate.base import base_counts
-from util.lists import build_index
-from util.logger import RunLog
-from util.pretrained import load_pretrained
-from util.train.loop import Score, Stage, run_stage
+from util.runtime import distributed
+from util.runtime.errors import run, told_of
+from util.train.log import RunLog
+from util.train.loop import run_stage
+from util.train.stage import Score, Stage
+from util.weights.pretrained import load_pretrained
 
 
 class BaseStage(Stage):

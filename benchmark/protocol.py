@@ -11,10 +11,10 @@ import torch
 
 from model import build_model
 from util.config import Config, load_config
-from util.dataset import EpisodeDataset
-from util.episodes import EpisodeSampler
+from util.data.dataset import EpisodeDataset
+from util.data.episodes import EpisodeSampler
+from util.data.index import build_index
 from util.evaluate import Evaluator
-from util.lists import build_index
 
 PICTURES = 346
 CLASSES = 5

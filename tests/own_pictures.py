@@ -12,7 +12,7 @@ import torch
 from model import build_model
 from model.fewshot import FewShotModel
 from util.config import Config, load_config
-from util.transform import normalise, val_transform
+from util.data.transform import normalise, val_transform
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config" / "demo" / "demo_split0_resnet18.yaml"

@@ -20,8 +20,8 @@ from PIL import Image
 
 import app
 from tests.own_pictures import ROOT, disc, small_config, untrained, with_orientation, write
-from util.errors import FewShotError
-from util.predictor import FewShotPredictor
+from util.predict.predictor import FewShotPredictor
+from util.runtime.errors import FewShotError
 
 
 @pytest.fixture(scope="module")

@@ -23,14 +23,14 @@ import torch
 from PIL import Image
 
 from tests.training_case import ROOT, SIDE, environment, make_data
-from util import errors
+from util.runtime import errors
 
 MODULES = {
     "train_base.py": "train_base",
     "train.py": "train",
     "test.py": "test",
     "predict.py": "predict",
-    "util.lists": "util.list_report",
+    "util.lists": "util.lists",
     "util.prepare": "util.prepare.__main__",
     "util.export": "util.export",
 }

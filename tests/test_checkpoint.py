@@ -8,8 +8,8 @@ import torch
 
 from tests.models import build
 from tests.parity import load_layout
-from util.checkpoint import load_weights, read_checkpoint, trained_shot
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
+from util.weights.checkpoint import load_weights, read_checkpoint, trained_shot
 
 
 def test_stage_one_checkpoint_fills_the_frozen_part(tmp_path):

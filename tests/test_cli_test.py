@@ -15,7 +15,7 @@ import torch
 from tests.equality import differences, same_tallies
 from tests.models import build
 from tests.test_evaluate import make_data
-from util.errors import run
+from util.runtime.errors import run
 
 ROOT = Path(__file__).resolve().parent.parent
 

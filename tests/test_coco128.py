@@ -19,12 +19,12 @@ from tests.equality import same_labels
 from tests.own_pictures import untrained
 from tests.training_case import environment
 from util.config import load_config
-from util.episodes import EpisodeSampler
+from util.data.episodes import EpisodeSampler
+from util.data.index import build_index
+from util.data.transform import object_mask, read_image, read_pair
 from util.evaluate import Evaluator
-from util.lists import build_index
-from util.predictor import FewShotPredictor
+from util.predict.predictor import FewShotPredictor
 from util.prepare.__main__ import main as prepare
-from util.transform import object_mask, read_image, read_pair
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PICTURES = REPOSITORY.parent / "shared" / "data" / "coco128"

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from util.config import Config, add_config_arguments, config_from_dict, load_config
-from util.errors import FewShotError
-from util.schema import IGNORED, KEYS, SECTIONS, markdown
+from util.config.schema import IGNORED, KEYS, SECTIONS, markdown
+from util.runtime.errors import FewShotError
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = sorted(p for p in ROOT.glob("config/*/*_split*.yaml"))
@@ -320,7 +320,7 @@ def test_key_names_are_unique():
 
 
 def test_the_documentation_has_every_key():
-    """`python -m util.schema` prints the tables that docs/config.md ends with."""
+    """`python -m util.config.schema` prints the tables that docs/config.md ends with."""
     assert (ROOT / "docs/config.md").read_text().rstrip().endswith(markdown().rstrip())
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from util.config import load_config
-from util.dataset import EpisodeDataset, PictureDataset, SegmentationDataset
-from util.errors import FewShotError
-from util.lists import build_index
-from util.transform import normalise, object_mask, read_pair
+from util.data.dataset import EpisodeDataset, PictureDataset, SegmentationDataset
+from util.data.index import build_index
+from util.data.transform import normalise, object_mask, read_pair
+from util.runtime.errors import FewShotError
 
 CLASSES = 4  # ids 1..4; split 0 holds out class 1, so class c is channel c - 1
 

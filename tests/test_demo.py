@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model import build_model
-from util.checkpoint import load_weights
 from util.config import load_config
+from util.config.folds import DEMO_SHAPES, DEMO_TEXTURES
+from util.data.transform import read_mask
 from util.demo import read_result, table
-from util.errors import FewShotError
-from util.folds import DEMO_SHAPES, DEMO_TEXTURES
 from util.prepare.demo import CLASSES, SHAPES, TEXTURES, draw_picture, prepare
-from util.transform import read_mask
+from util.runtime.errors import FewShotError
+from util.weights.checkpoint import load_weights
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config" / "demo" / "demo_split0_resnet18.yaml"

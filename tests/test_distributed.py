@@ -14,7 +14,7 @@ import torch
 
 from tests.equality import bits, worst
 from tests.training_case import call, command, environment, make_data
-from util.store import read_state
+from util.train.checkpoints import read_state
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from util.episodes import EpisodeSampler
-from util.errors import FewShotError
-from util.list_files import Pair
-from util.lists import FoldIndex
+from util.data.episodes import EpisodeSampler
+from util.data.index import FoldIndex
+from util.data.sources import Pair
+from util.runtime.errors import FewShotError
 
 
 def make_index(per_class, present, **more):

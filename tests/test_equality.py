@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.equality import Decided, bits, same_counts, same_labels, same_sums, same_weights
-from util.metrics import BinaryCounts
+from util.evaluate.metrics import BinaryCounts
 
 
 def test_bits() -> None:

@@ -26,11 +26,10 @@ from model.fewshot import FewShotModel, Output
 from tests.equality import bits, same_counts
 from tests.models import build, episode
 from tests.models import run as forward
-from util import distributed
-from util.cache import ByteCache, budgets, free_memory
 from util.config import load_config
-from util.episodes import Episode
-from util.errors import FewShotError, Interrupted
+from util.data.episodes import Episode
+from util.data.index import FoldIndex, build_index
+from util.data.transform import restore
 from util.evaluate import (
     Evaluator,
     Job,
@@ -40,9 +39,10 @@ from util.evaluate import (
     plan_jobs,
     plan_tasks,
 )
-from util.lists import FoldIndex, build_index
-from util.reader import PictureReader
-from util.transform import restore
+from util.evaluate.cache import ByteCache, budgets, free_memory
+from util.evaluate.reader import PictureReader
+from util.runtime import distributed
+from util.runtime.errors import FewShotError, Interrupted
 from util.weights.load import weight_file
 
 pytestmark = pytest.mark.numeric

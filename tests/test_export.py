@@ -12,14 +12,14 @@ import torch
 
 from model import build_model
 from tests.training_case import ROOT, environment, make_data, train
-from util.checkpoint import load_weights, read_checkpoint
 from util.config import load_config
 from util.demo import main as demo_main
-from util.errors import FewShotError
-from util.export import export, load_learned
 from util.export import main as export_main
-from util.list_report import main as lists_main
-from util.results import main as results_main
+from util.lists import main as lists_main
+from util.report.__main__ import main as report_main
+from util.runtime.errors import FewShotError
+from util.weights.checkpoint import load_weights, read_checkpoint
+from util.weights.export import export, load_learned
 from util.weights.load import load_model
 
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def test_no_writer_replaces_what_it_reads(case, tmp_path, monkeypatch):
     calls = {
         export_main: ["util.export", whole, linked],
         demo_main: ["util.demo", "encoder", "--checkpoint", base, "--output", base],
-        results_main: ["util.results", "spread", result, "--output", result],
+        report_main: ["util.report", "spread", result, "--output", result],
     }
     for main, words in calls.items():
         monkeypatch.setattr(sys, "argv", [str(word) for word in words])

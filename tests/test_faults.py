@@ -18,7 +18,7 @@ import torch
 
 from tests.test_train import same_run
 from tests.training_case import ROOT, call, command, environment, make_data, train
-from util.store import read_state
+from util.train.checkpoints import read_state
 
 ARGUMENTS = {
     "stage1": ("train_base.py", "PSPNet/split0/resnet18"),
@@ -111,7 +111,7 @@ def test_killed_during_a_save(tmp_path, moment):
 import os, signal, sys, torch
 from pathlib import Path
 from tests.test_store import state
-from util import store as module
+from util.train import checkpoints as module
 from util.runtime import files
 store = module.CheckpointStore(Path({str(tmp_path)!r}))
 store.save(state(1), "last")
@@ -132,7 +132,7 @@ store.save(state(2), "last")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment())
     assert done.returncode == -signal.SIGKILL
-    from util.store import CheckpointStore
+    from util.train.checkpoints import CheckpointStore
 
     store = CheckpointStore(tmp_path)
     store.lock()
@@ -166,7 +166,7 @@ def test_a_signal_to_the_whole_group_saves_and_leaves(case, stage, number):
 def test_workers_ignore_strangers_and_obey_their_main_process():
     code = """
 import multiprocessing, os, subprocess, time
-from util.signals import start_worker
+from util.runtime.signals import start_worker
 def work(ready):
     start_worker(0)
     ready.set()
@@ -194,9 +194,9 @@ def cut():
 
 
 def test_a_worker_that_dies_while_it_hands_over_a_batch():
-    from util.errors import LostProcess
-    from util.loader import GO_ON, whole
-    from util.reader import PictureReader
+    from util.data.loader import GO_ON, whole
+    from util.evaluate.reader import PictureReader
+    from util.runtime.errors import LostProcess
     from util.runtime.workers import dead_workers, received
 
     with pytest.raises(LostProcess, match="process died .*Connection reset by peer.*--resume auto"):
@@ -309,7 +309,7 @@ def finished(case) -> Path:
 def test_a_mistake_is_one_sentence_and_touches_no_result(case, finished, mistake, tmp_path,
                                                          monkeypatch, capsys):  # fmt: skip
     from train import main
-    from util.errors import run
+    from util.runtime.errors import run
 
     arguments, words = BAD_STARTS[mistake]
     backup = tmp_path / "backup"
@@ -334,7 +334,7 @@ def test_a_mistake_is_one_sentence_and_touches_no_result(case, finished, mistake
 
 def test_missing_encoder_weights_are_named(case):
     from util.config import load_config
-    from util.errors import FewShotError
+    from util.runtime.errors import FewShotError
 
     cfg = load_config(case / "stage1.yaml", ["pretrained", "initmodel/x.pth"])
     with pytest.raises(FewShotError, match="encoder weights initmodel/x.pth do not exist"):
@@ -370,8 +370,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_the_log_is_one_sentence(case, tmp_path):
-    from util.errors import FewShotError
-    from util.logger import RunLog
+    from util.runtime.errors import FewShotError
+    from util.train.log import RunLog
 
     log = RunLog(tmp_path)
     (tmp_path / "train.log").unlink(missing_ok=True)

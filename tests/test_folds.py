@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from util.config import load_config
-from util.errors import FewShotError
-from util.folds import COCO_CLASSES, DEMO_CLASSES, VOC_CLASSES, canonical, fold_of, split_count
+from util.config.folds import (
+    COCO_CLASSES,
+    DEMO_CLASSES,
+    VOC_CLASSES,
+    canonical,
+    fold_of,
+    split_count,
+)
+from util.runtime.errors import FewShotError
 
 
 def make(**changes):

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 
 from model import build_model
 from tests.training_case import make_data
-from util.checkpoint import load_weights, trained_shot
 from util.config import Config, load_config
 from util.data.coco import CocoFile
-from util.errors import FewShotError
-from util.export import export
-from util.list_files import find_pairs
-from util.lists import build_index, read_list
-from util.loader import make_plan
-from util.optim import build_optimizer
-from util.progress import Progress, restore, snapshot
-from util.store import CheckpointStore, read_state
+from util.data.index import build_index, read_list
+from util.data.loader import make_plan
+from util.data.sources import find_pairs
+from util.runtime.errors import FewShotError
+from util.train.checkpoints import CheckpointStore, read_state
+from util.train.optim import build_optimizer
+from util.train.progress import Progress, restore, snapshot
+from util.weights.checkpoint import load_weights, trained_shot
+from util.weights.export import export
 from util.weights.load import model_of
 
 FUZZ = settings(

@@ -21,17 +21,17 @@ from tests.test_train import StopAt, events, same_run
 from tests.training_case import ROOT, make_data, train
 from train import PICTURES
 from util.config import load_config
-from util.errors import FewShotError, Interrupted
+from util.data.index import build_index
+from util.data.transform import read_image
 from util.evaluate import Evaluator
-from util.export import export
-from util.list_report import main as lists
-from util.lists import build_index
-from util.predictor import FewShotPredictor
-from util.pretrained import load_pretrained
-from util.report import gather
-from util.store import read_state
-from util.transform import read_image
+from util.lists import main as lists
+from util.predict.predictor import FewShotPredictor
+from util.report.tables import gather
+from util.runtime.errors import FewShotError, Interrupted
+from util.train.checkpoints import read_state
+from util.weights.export import export
 from util.weights.load import load_model, model_of
+from util.weights.pretrained import load_pretrained
 
 pytestmark = pytest.mark.numeric
 

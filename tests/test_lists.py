@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from util import lists as lists_module
 from util.config import load_config
-from util.data.folders import folder_pairs
-from util.dataset import PictureDataset
-from util.errors import FewShotError
-from util.folds import Fold
-from util.list_files import Pair, Source, find_pairs
-from util.list_report import check, main
-from util.lists import build_index, count_pixels, parallel, read_list, scan, select
+from util.config.folders import folder_pairs
+from util.config.folds import Fold
+from util.data import index as lists_module
+from util.data.dataset import PictureDataset
+from util.data.index import build_index, count_pixels, parallel, read_list, scan, select
+from util.data.sources import Pair, Source, find_pairs
+from util.lists import check, main
 from util.prepare.coco import prepare
+from util.runtime.errors import FewShotError
 
 ROOT = Path(__file__).resolve().parents[1]
 COCO128 = ROOT.parent / "shared" / "data" / "coco128"

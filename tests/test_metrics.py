@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from util.metrics import (
+from util.evaluate.metrics import (
     HIT,
     BinaryCounts,
     ClassCounts,

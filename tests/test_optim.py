@@ -11,7 +11,7 @@ from torch import nn
 
 from model import build_model
 from util.config import load_config
-from util.optim import build_optimizer, learning_rate, update_lr
+from util.train.optim import build_optimizer, learning_rate, update_lr
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["backbone", "resnet18", "width", "8", "pretrained", "none"]

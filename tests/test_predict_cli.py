@@ -15,10 +15,10 @@ from PIL import Image
 
 import predict
 from tests.own_pictures import ROOT, disc, small_config, untrained, write
-from util.errors import FewShotError, Interrupted
-from util.predictor import FewShotPredictor, Prediction
-from util.results import summarise, write_results
-from util.transform import read_image
+from util.data.transform import read_image
+from util.predict.predictor import FewShotPredictor, Prediction
+from util.predict.writing import summarise, write_results
+from util.runtime.errors import FewShotError, Interrupted
 
 COCO = ROOT.parent / "shared" / "data" / "coco128"
 

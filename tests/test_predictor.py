@@ -23,12 +23,12 @@ from tests.own_pictures import CONFIG, ROOT, disc, small_config, untrained, with
 from tests.training_case import environment
 from util.config import load_config
 from util.data.held import object_in, pixels_of, source_of
+from util.data.index import build_index
+from util.data.transform import normalise, object_mask, read_mask, val_transform
 from util.draw.panels import iou
-from util.errors import FewShotError
 from util.evaluate import Evaluator
-from util.lists import build_index
 from util.predict.figures import episode_figures
-from util.predictor import (
+from util.predict.predictor import (
     FewShotPredictor,
     binary_mask,
     box_mask,
@@ -36,7 +36,7 @@ from util.predictor import (
     softmax_,
     strongest,
 )
-from util.transform import normalise, object_mask, read_mask, val_transform
+from util.runtime.errors import FewShotError
 from util.weights.load import model_of
 
 pytestmark = pytest.mark.numeric
@@ -286,9 +286,9 @@ import resource, sys, time
 from pathlib import Path
 from model import build_model
 from util.config import load_config
-from util.predictor import FewShotPredictor
-from util.results import summarise, write_results
-from util.transform import read_image
+from util.predict.predictor import FewShotPredictor
+from util.predict.writing import summarise, write_results
+from util.data.transform import read_image
 
 folder = Path(sys.argv[1])
 cfg = load_config("config/pascal/pascal_split0_resnet50.yaml")

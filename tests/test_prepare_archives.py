@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests import prepare_trees as trees
-from util.errors import FewShotError
 from util.prepare import archives
 from util.prepare.archives import Download, Source, fetch, locate
+from util.runtime.errors import FewShotError
 
 SOURCE = Source(
     title="the letters",

@@ -17,11 +17,11 @@ from pycocotools import mask as rle
 
 from tests import prepare_trees as trees
 from tests.prepare_trees import HEIGHT, WIDTH, box
-from util.errors import FewShotError, Interrupted
-from util.list_files import read_list
+from util.data.sources import read_list
+from util.data.transform import read_image, read_mask
 from util.prepare import coco, steps
 from util.prepare.__main__ import main
-from util.transform import read_image, read_mask
+from util.runtime.errors import FewShotError, Interrupted
 
 REPOSITORY = Path(__file__).parents[1]
 COCO128 = REPOSITORY.parent / "shared" / "data" / "coco128"

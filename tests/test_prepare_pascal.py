@@ -10,10 +10,10 @@ from PIL import Image
 from tests import prepare_trees as trees
 from tests.training_case import ROOT
 from util.config import load_config
-from util.errors import FewShotError, Interrupted
-from util.lists import build_index
+from util.data.index import build_index
 from util.prepare import pascal
 from util.prepare.__main__ import main
+from util.runtime.errors import FewShotError, Interrupted
 
 
 @pytest.fixture

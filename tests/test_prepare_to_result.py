@@ -15,9 +15,10 @@ from tests import prepare_trees as trees
 from tests.prepare_trees import HEIGHT, WIDTH, box
 from tests.training_case import ROOT, environment
 from util.config import load_config
-from util.lists import build_index
-from util.store import FORMAT, serialise
-from util.transform import read_image, read_mask
+from util.data.index import build_index
+from util.data.transform import read_image, read_mask
+from util.train.checkpoints import FORMAT
+from util.weights.checkpoint import serialise
 
 EPISODES, RUNS = 6, 2
 SMALL = {"width": 8, "val_size": 73, "min_pixels": 100, "workers": 0, "episodes": EPISODES,

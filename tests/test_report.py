@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.training_case import ROOT, environment
-from util.errors import FewShotError
-from util.report import comma_separated, gather, main, markdown, with_published
+from util.report.__main__ import main
+from util.report.tables import comma_separated, gather, markdown, with_published
+from util.runtime.errors import FewShotError
 
 SETTINGS = {
     "protocol": "bam", "trained_on": None, "val_size": 473, "resized_val": True, "ori_resize": True,

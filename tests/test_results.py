@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from util.errors import FewShotError, run
-from util.results import main, run_groups, spread_table
+from util.report.__main__ import main
+from util.report.spread import run_groups, spread_table
+from util.runtime.errors import FewShotError, run
 
 
 def write_result(path: Path, scores: list[float], **changes) -> Path:
@@ -63,7 +64,7 @@ def test_groups_say_in_what_they_differ(files, tmp_path):
 
 def test_the_command_draws_one_group_a_file(files, tmp_path, monkeypatch, capsys):
     output = tmp_path / "new" / "spread.png"
-    words = ["results", "spread", *map(str, files), "--output", str(output)]
+    words = ["report", "spread", *map(str, files), "--output", str(output)]
     monkeypatch.setattr(sys, "argv", words)
     run(main)
     shown = capsys.readouterr().out

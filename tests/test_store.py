@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training_case import ROOT, environment
-from util.errors import FewShotError
-from util.store import FORMAT, CheckpointStore, read_state
+from util.runtime.errors import FewShotError
+from util.train.checkpoints import FORMAT, CheckpointStore, read_state
 
 
 def state(iteration: int, epoch: int = 0) -> dict:
@@ -119,13 +119,13 @@ def test_a_file_size_limit_is_met_like_a_full_disk(tmp_path):
     code = f"""
 import resource, torch
 from pathlib import Path
-from util.store import CheckpointStore
+from util.train.checkpoints import CheckpointStore
 from tests.test_store import state
 store = CheckpointStore(Path({str(tmp_path)!r}))
 store.save(state(1), "last")
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 big = {{**state(2), "model": {{"w": torch.zeros(100_000)}}}}
-from util.errors import run
+from util.runtime.errors import run
 run(lambda: store.save(big, "last"))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(),
@@ -140,7 +140,7 @@ def test_the_second_run_in_a_folder_is_refused_until_the_first_ends(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from util.store import CheckpointStore
+from util.train.checkpoints import CheckpointStore
 store = CheckpointStore(Path({str(tmp_path)!r}))
 store.lock()
 print("locked", flush=True)

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.training_case import ROOT
-from util import report
 from util.draw.charts import class_iou_chart, label, leakage_chart, run_spread_chart
 from util.draw.panels import _drawable, grid, panel, plain
-from util.errors import run
 from util.evaluate import grid as text_grid
-from util.logger import RunLog
-from util.predictor import Prediction
-from util.results import write_json, write_results
-from util.runtime.files import file_name
+from util.predict.predictor import Prediction
+from util.predict.writing import write_results
+from util.report.tables import _markdown_table
+from util.runtime.errors import run
+from util.runtime.files import file_name, write_json
+from util.train.log import RunLog
 
 NAMES = (
     "$5 & $10 notes", "Ba$$in", "50% _$x_$y", "two\nlines\r\n", "n/a", "../up", "梨", "🍐 pear", "",
@@ -104,7 +104,7 @@ def test_a_prediction_of_every_class_name_is_written(tmp_path):
 @settings(max_examples=60, deadline=None)
 def test_a_table_keeps_its_lines(rows):
     assert len(text_grid(rows).splitlines()) == len(rows)
-    markdown = report._markdown_table([["a", "b"], *rows], left=(0,)).splitlines()
+    markdown = _markdown_table([["a", "b"], *rows], left=(0,)).splitlines()
     assert len(markdown) == len(rows) + 2
     assert {line.replace("\\|", "").count("|") for line in markdown} == {3}
 

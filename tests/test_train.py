@@ -21,15 +21,15 @@ from tests.equality import bits, same_weights
 from tests.training_case import make_data, train
 from train import PICTURES, EpisodicStage
 from train_base import BaseStage
-from util import objective
 from util.config import load_config
-from util.errors import FewShotError, Interrupted, NonFiniteLoss
-from util.loader import StepPlan, load_steps
-from util.progress import Progress
-from util.rng import epoch_order, mix, per_sample_dropout
-from util.signals import StopRequest
-from util.store import read_state
+from util.data.loader import StepPlan, load_steps
+from util.runtime.errors import FewShotError, Interrupted, NonFiniteLoss
+from util.runtime.rng import epoch_order, mix, per_sample_dropout
+from util.runtime.signals import StopRequest
+from util.train import objective
+from util.train.checkpoints import read_state
 from util.train.loop import fit
+from util.train.progress import Progress
 
 pytestmark = pytest.mark.numeric
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from util import transform as T
-from util.errors import FewShotError
+from util.data import transform as T
+from util.runtime.errors import FewShotError
 
 
 def rng(seed=0):

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from train import EpisodicStage
 from util.config import Config
-from util.errors import run
+from util.runtime.errors import run
 from util.train.loop import run_stage
 
 

@@ -16,7 +16,7 @@ import yaml
 from train import EpisodicStage
 from train_base import BaseStage
 from util.config import Config
-from util.signals import StopRequest
+from util.runtime.signals import StopRequest
 from util.train.loop import fit
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,12 +13,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from util.checkpoint import read_checkpoint
-from util.errors import FewShotError, run
 from util.evaluate import grid, percent
-from util.report import read_result
+from util.report.tables import read_result
+from util.runtime.errors import FewShotError, run
 from util.runtime.files import refuse_input, user_path, write_atomically
-from util.store import serialise
+from util.weights.checkpoint import read_checkpoint, serialise
 
 BASELINES = {"all_foreground": "all foreground", "prior": "prior mask, best threshold"}
 MARGIN = 0.15  # what the demo promises: this much above the better baseline ...

@@ -1,341 +1,268 @@
-"""From list files to what a fold may use of them: pairs, scans of the masks, per-class indexes.
+"""``python -m util.lists``: what a split uses, whether every file is good, how classes mix.
 
-A list has a picture and a mask a line, relative to ``DATA.data_root``. How many pixels of each
-class every mask holds is found once, in parallel, and cached; which pictures a split keeps follows
-from these counts in a moment, so one scan serves every split and rule.
-
-    python -m util.lists --config FILE [--check] [--stats] [--shot K] [--json FILE] [--png FILE]
+Without options: a table of the configured split. ``--check`` reads every picture and mask and
+reports all bad ones at once (exit status 2 if there are any). ``--stats`` counts, per split, the
+pictures by the number of categories that they show. ``--json`` writes what was found.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import multiprocessing
-import os
+import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import cv2
-import numpy as np
-from tqdm import tqdm
-
-from util.errors import FewShotError, run
-from util.folds import Fold
-from util.list_files import Pair, Source, exists, find_pairs, read_list
-from util.runtime.files import write_atomically
-from util.runtime.workers import starting
-from util.signals import start_worker
-from util.transform import IGNORE, read_mask
-
-__all__ = ["FoldIndex", "Pair", "build_index", "parallel", "read_list"]
-
-_FORMAT = 2  # of the cached scan; changes with what masks mean
-_MOST_WORKERS = 32
-_FEW = 64  # items that are not worth a further process
-ONLY_IGNORED = (
-    "the mask holds no value but 255 (and 0), and 255 means ignored in a list: save the object as "
-    "its class id (1, 2, ...), or use a folder a class, where white is the object"
+from util.config import add_config_arguments, load_config
+from util.config.folds import by_folder, split_count
+from util.data.episodes import EpisodeSampler
+from util.data.index import (
+    Counts,
+    FoldIndex,
+    allowed_values,
+    build_index,
+    count_pixels,
+    nothing_shown,
+    parallel,
+    scan,
+    select,
+    stray_value,
 )
-_log = logging.getLogger(__name__)
+from util.data.sources import Pair, Source, find_pairs, parse_list
+from util.data.transform import IGNORE, read_image, read_mask, read_pair
+from util.runtime.errors import FewShotError, one_line, run
+from util.runtime.files import refuse_input, user_path, write_json
 
-Item = TypeVar("Item")
-Value = TypeVar("Value")
-Counts = dict[int, int]
-"""Mask value -> number of pixels, background and 255 included."""
-
-
-@dataclass
-class FoldIndex:
-    """What one split may use of a list; positions are places in ``pairs``.
-
-    entries        positions that may be queries: in list order, classes of folders in turn
-    per_class      class id -> ascending positions that may be supports of that class
-    present        entry -> ids of this fold's classes in its mask, whatever their size
-    names          class id -> name
-    source         the list, for messages
-    entry_classes  protocol hsnet: the class that each entry is there for
-    class_first    protocol hsnet on COCO: an episode draws its class first, then its query
-    binary         masks hold 0 and 1 and the folder says which class that is
-    """
-
-    pairs: list[Pair]
-    entries: list[int]
-    per_class: dict[int, list[int]]
-    present: dict[int, tuple[int, ...]]
-    names: dict[int, str] = field(default_factory=dict)
-    source: str = ""
-    entry_classes: list[int] | None = None
-    class_first: bool = False
-    binary: bool = False
-
-    def label(self, class_id: int) -> int:
-        """The value that the class has in the masks."""
-        return 1 if self.binary else class_id
+_MOST_SHOWN = 50  # bad files on the screen; the JSON report names all
+_LAST_COLUMN = 5  # pictures with that many categories or more are counted together
 
 
-# ---------------------------------------------------------------------------- scanning
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m util.lists", description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--check", action="store_true", help="read every file, report bad ones")
+    parser.add_argument("--stats", action="store_true", help="pictures by number of categories")
+    parser.add_argument("--shot", type=int, help="supports an episode needs (the config's shot)")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the report as JSON")
+    parser.add_argument(
+        "--png", type=user_path, metavar="FILE", help="with --stats: write the bar chart"
+    )
+    options = parser.parse_args(arguments)
+    if options.png and not options.stats:
+        parser.error("--png needs --stats")
+    cfg = load_config(options.config, options.opts)
+    if options.shot is not None:
+        cfg = cfg.replace(shot=options.shot)
+    for output in filter(None, (options.json, options.png)):
+        refuse_input(output, options.config, cfg.train_list, cfg.val_list)
 
-
-def parallel(
-    function: Callable[[Item], Value],
-    items: Sequence[Item],
-    title: str,
-    workers: int | None = None,
-) -> list[Value]:
-    """``[function(item) for item in items]`` over processes, with a progress bar.
-
-    workers: processes; None: as many as there are cores. Few items are done in this process.
-    Raises :class:`FewShotError` when a worker process dies.
-    """
-    bar = {"total": len(items), "desc": title, "unit": "file", "delay": 1}
-    if workers is None:
-        cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-        workers = min(len(cores), _MOST_WORKERS)
-    workers = min(workers, len(items) // _FEW)
-    if workers < 2:
-        return list(tqdm(map(function, items), **bar))
-    forks = "fork" in multiprocessing.get_all_start_methods()  # no second import of torch
-    context = multiprocessing.get_context("fork" if forks else None)
-    with starting(workers):
-        pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(0,))
-    try:
-        with starting(workers):
-            results = pool.map(function, items, chunksize=16)
-        return list(tqdm(results, **bar))
-    except BrokenProcessPool as error:
-        raise FewShotError(f"{title}: a worker process was killed (out of memory?)") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def count_pixels(mask: np.ndarray) -> Counts:
-    """Number of pixels of each value that a uint8 mask holds."""
-    found = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()
-    return {int(value): int(found[value]) for value in np.flatnonzero(found)}
-
-
-def scan_one(mask: Path, binary: bool) -> Counts | str:
-    try:
-        return count_pixels(read_mask(mask, binary))
-    except FewShotError as error:
-        return str(error)
-
-
-def scan(source: Source) -> list[Counts]:
-    """Pixel counts of every mask, from the cache when neither the list nor a mask has changed."""
-    binary = source.classes is not None
-    missing = [p for pair in source.pairs for p in pair if not exists(p)]
-    if missing:
-        raise FewShotError(
-            f"{source.name}: {missing[0]} does not exist"
-            + (f", nor do {len(missing) - 1} other files" if len(missing) > 1 else "")
-            + "; python -m util.lists --check names all"
-        )
-    fingerprint = _fingerprint(source.pairs, binary)
-    counts = _read_cache(source.cache, fingerprint, len(source.pairs))
-    if counts is not None:
-        return counts
-    masks = [pair.mask for pair in source.pairs]
-    found = parallel(partial(scan_one, binary=binary), masks, f"masks of {source.name}")
-    bad = [text for text in found if isinstance(text, str)]
+    report: dict[str, Any] = {"config": options.config, "data_set": cfg.data_set}
+    report |= {"split": cfg.split, "shot": cfg.shot, "classes_from": cfg.fold.source}
+    report["unlisted"] = [cfg.fold.names[class_id] for class_id in cfg.fold.unlisted]
+    if cfg.fold.note:
+        print(f"note: {cfg.fold.note}")
+    if by_folder(cfg):
+        others = report["no_classes"] = list(find_pairs(cfg, cfg.fold, "val").passed_over)
+        if others:
+            print(f"{cfg.data_root}: {len(others)} folder(s) are no classes: {', '.join(others)}")
+    if options.check:
+        report["lists"] = check(cfg)
+    elif not options.stats:
+        report["modes"] = overview(cfg)
+    if options.stats:
+        report["stats"] = category_stats(cfg)
+        print_stats(report["stats"])
+        if options.png:
+            draw_stats(report["stats"], f"{cfg.data_set}: categories in a picture", options.png)
+    if options.json:
+        write_json(options.json, report)
+    bad = sum(len(entry["bad"]) for entry in report.get("lists", ()))
     if bad:
-        more = f" ({len(bad)} bad masks; python -m util.lists --check names all)"
-        raise FewShotError(bad[0] + (more if len(bad) > 1 else ""))
-    counts = [c for c in found if not isinstance(c, str)]
-    content = {
-        "format": _FORMAT,
-        "fingerprint": fingerprint,
-        "counts": [[list(item) for item in c.items()] for c in counts],
-    }
+        raise FewShotError(f"{bad} bad file(s) or line(s) in the lists of '{cfg.data_set}'")
+    for entry in report.get("lists", ()):
+        for mode, found in entry["modes"].items():
+            if "error" in found:
+                raise FewShotError(f"{mode}: {found['error']}")
+
+
+# ---------------------------------------------------------------------------- overview
+
+
+def overview(cfg: Any) -> dict[str, Any]:
+    """Print and return, for training and validation, how many pictures each class has."""
+    report = {}
+    for mode in _modes(cfg):
+        index = build_index(cfg, mode)
+        report[mode] = describe(cfg, mode, index)
+        print(f"{mode}: {len(set(index.entries))} of {len(index.pairs)} pictures ({index.source})")
+        for name, count in report[mode]["pictures"].items():
+            print(f"  {one_line(name):<20}{count:>7}")
+    return report
+
+
+def describe(cfg: Any, mode: str, index: FoldIndex) -> dict[str, Any]:
+    """Pictures of each class of the split, the classes without ``shot`` supports, and, when no
+    class is left, the error that evaluation or training would end with."""
+    classes, error = cfg.fold.classes(mode), None
     try:
-        write_atomically(source.cache, json.dumps(content, separators=(",", ":")).encode())
-    except FewShotError as error:  # the folder may be read-only
-        _log.warning("%s: the masks will be scanned anew each time", error)
-    return counts
+        sampler = EpisodeSampler(index, classes, cfg.shot, 0)
+        left_out, message = list(sampler.dropped), sampler.dropped_message()
+    except FewShotError as found:
+        left_out, message = [index.names[c] for c in classes], str(found)
+        error = message
+    if message:
+        print(f"warning: {mode}: {one_line(message)}")
+    pictures = {index.names[c]: len(index.per_class[c]) for c in sorted(classes)}
+    report = {"entries": len(index.entries), "pictures": pictures, "left_out": left_out}
+    return report | ({"error": error} if error else {})
 
 
-def _fingerprint(pairs: Iterable[Pair], binary: bool) -> str:
-    """Changes with the list, with any mask file's size or time, and with how masks are read."""
-    digest = hashlib.sha256(f"{_FORMAT} {binary}\n".encode())
-    for _, mask in pairs:
-        stat = mask.stat()
-        digest.update(os.fsencode(f"{mask}\t{stat.st_size}\t{stat.st_mtime_ns}\n"))
-    return digest.hexdigest()
+def _modes(cfg: Any) -> list[str]:
+    modes = ["val", "test"] if cfg.fold.validation else ["val"]
+    return modes if cfg.fold.trained is not None else ["train", *modes]
 
 
-def _read_cache(path: Path, fingerprint: str, length: int) -> list[Counts] | None:
-    """The cached counts, or None: a cache that is absent, old or damaged is made anew."""
+# ---------------------------------------------------------------------------- --check
+
+
+def check(cfg: Any) -> list[dict[str, Any]]:
+    """Read everything that the lists name; print and return what is bad, list by list."""
+    by_source: dict[str, dict[str, Any]] = {}
+    for mode in _modes(cfg):
+        bad: list[dict[str, str]] = []
+        source = _lenient_pairs(cfg, mode, bad)
+        if source.name not in by_source:
+            counts = _check_files(cfg, source, bad)
+            entry = {"list": source.name, "pairs": len(source.pairs), "bad": bad, "modes": {}}
+            by_source[source.name] = entry | {"counts": counts}
+        entry = by_source[source.name]
+        index = select(cfg, cfg.fold, mode, source, entry["counts"])
+        entry["modes"][mode] = describe(cfg, mode, index)
+    report = list(by_source.values())
+    for entry in report:
+        del entry["counts"]
+        print(f"{entry['list']}: {entry['pairs']} pairs read, {len(entry['bad'])} bad")
+        for problem in entry["bad"][:_MOST_SHOWN]:
+            print(one_line(f"  {problem['file']}: {problem['problem']}"))
+        if len(entry["bad"]) > _MOST_SHOWN:
+            print(f"  and {len(entry['bad']) - _MOST_SHOWN} more (--json FILE names all)")
+    return report
+
+
+def _lenient_pairs(cfg: Any, mode: str, bad: list[dict[str, str]]) -> Source:
+    """The pairs of a mode; of a plain list also when some of its lines are bad."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT or content["fingerprint"] != fingerprint:
-            return None
-        counts = [{int(value): int(number) for value, number in row} for row in content["counts"]]
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-    return counts if len(counts) == length else None
+        return find_pairs(cfg, cfg.fold, mode)
+    except FewShotError as error:
+        path = cfg.train_list if mode == "train" else cfg.val_list
+        if by_folder(cfg) or path is None or Path(path).name.startswith("data_list_"):
+            raise
+        pairs = []
+        for number, found in parse_list(path, cfg.data_root, cfg.allow_outside_root):
+            if isinstance(found, str):
+                bad.append({"file": f"{path}, line {number}", "problem": found})
+            else:
+                pairs.append(found)
+        if not bad:
+            raise error
+        return Source(pairs, str(path), Path(path))
 
 
-# ---------------------------------------------------------------------------- the index
-
-
-def build_index(cfg: Any, mode: str) -> FoldIndex:
-    """What the configured split may use: ``mode`` train, val, test or base.
-
-    ``val`` is validation while training; ``test`` the figures to report (other classes than
-    ``val`` in FSS-1000, the same elsewhere); ``base`` validates stage 1: the base classes in the
-    validation list. Raises :class:`FewShotError` for bad lists and masks and for empty folds.
-    """
-    fold = cfg.fold
-    if fold.trained is not None and mode in ("train", "base"):
-        raise FewShotError(
-            "DATA.trained_on: this configuration evaluates a model of another data set; "
-            "training needs trained_on: null"
-        )
-    source = find_pairs(cfg, fold, mode)
-    counts = scan(source)
-    _check_values(source, counts, fold)
-    if repeated := repeats(source):
-        _log.warning("%s", repeated)
-    index = select(cfg, fold, mode, source, counts)
-    if not index.entries:
-        raise FewShotError(
-            f"{source.name}: no picture is left for split {cfg.split} ({mode}): none shows "
-            f"{cfg.min_pixels} pixels of one of {len(fold.classes(mode))} classes"
-            + (" and no other class" if mode == "train" and cfg.protocol == "bam" else "")
-        )
-    return index
-
-
-def repeats(source: Source) -> str:
-    """One sentence about pictures that stand in several lines, or an empty string."""
-    again = [p for p, first in source.same_picture.items() if p != first]
-    if not again:
-        return ""
-    pictures, lines = len(set(source.same_picture.values())), len(again)
-    return (
-        f"{source.name}: {pictures} picture(s) are listed twice or more, in {lines} line(s) too "
-        f"many, the first {source.pairs[again[0]].image}; each counts once for a class, so that "
-        "none is its own support"
-    )
-
-
-def allowed_values(fold: Fold, binary: bool) -> range:
-    """Values that masks may hold besides 255."""
-    return range(2 if binary else max(fold.names) + 1)
-
-
-def stray_value(counts: Counts, allowed: range) -> str | None:
-    """What is wrong with the values of a mask, or None."""
-    wrong = [value for value in counts if value not in allowed and value != IGNORE]
-    if not wrong:
-        return None
-    return f"mask value {wrong[0]} is no class id (0 to {allowed[-1]}, or 255 for ignored pixels)"
-
-
-def nothing_shown(counts: Counts, binary: bool) -> str | None:
-    """What is wrong with a mask that shows nothing, or None: no class is right in a list."""
-    if counts.keys() - {0, IGNORE}:
-        return None
-    if binary:
-        return "no object in the mask"
-    return ONLY_IGNORED if IGNORE in counts else None
-
-
-def _check_values(source: Source, counts: list[Counts], fold: Fold) -> None:
+def _check_files(cfg: Any, source: Source, bad: list[dict[str, str]]) -> list[Counts]:
+    """Pixel counts of the good masks (none for bad ones); problems are added to ``bad``."""
     binary = source.classes is not None
-    allowed = allowed_values(fold, binary)
-    empty = []
-    for pair, found in zip(source.pairs, counts, strict=True):
-        if problem := stray_value(found, allowed):
-            raise FewShotError(f"{pair.mask}: {problem}")
-        if problem := nothing_shown(found, binary):
-            empty.append(f"{pair.mask}: {problem}")
-    if empty:
-        message = empty[0] + (f"; {len(empty) - 1} more such masks" if len(empty) > 1 else "")
-        if not any(found.keys() - {0, IGNORE} for found in counts):
-            raise FewShotError(message)
-        _log.warning("warning: left out: %s", message)
+    job = partial(check_pair, binary=binary, allowed=allowed_values(cfg.fold, binary))
+    results = parallel(job, source.pairs, f"reading {source.name}")
+    seen: set[tuple[int, Path]] = set()
+    for position, (pair, (_, problems)) in enumerate(zip(source.pairs, results, strict=True)):
+        bad += ({"file": path, "problem": problem} for path, problem in problems)
+        key = source.same_picture.get(position, position), pair.mask
+        if key in seen:
+            bad.append({"file": str(pair.image), "problem": "listed twice with the same mask"})
+        seen.add(key)
+    return [counts for counts, _ in results]
 
 
-def select(cfg: Any, fold: Fold, mode: str, source: Source, counts: list[Counts]) -> FoldIndex:
-    """Apply the protocol's rule to the counts.
-
-    A picture is listed under each class of the fold that has ``min_pixels`` pixels in it, and is
-    an entry when there is one. Training with protocol bam skips pictures that show any class but
-    base classes; elsewhere such pixels become background.
-
-    Of a picture in several lines each class belongs to the first that is kept, so that a query is
-    never its own support and supports are distinct.
-    """
-    taken: set[tuple[int, int]] = set()
-    classes = frozenset(fold.classes(mode))
-    only_own = mode == "train" and cfg.protocol == "bam"
-    per_class: dict[int, list[int]] = {class_id: [] for class_id in sorted(classes)}
-    present: dict[int, tuple[int, ...]] = {}
-    for position, found in enumerate(counts):
-        if source.classes is None:
-            shown = {c: n for c, n in found.items() if c not in (0, IGNORE)}
-        else:  # class ids of folders may be 255 and more
-            shown = {source.classes[position]: found[1]} if 1 in found else {}
-        own = tuple(c for c in sorted(shown) if c in classes)
-        if source.listed is not None:
-            large = [c for c in own if position in source.listed.get(c, ())]
-        elif only_own and len(own) < len(shown):
-            continue
-        else:
-            large = [c for c in own if shown[c] >= cfg.min_pixels]
-        if position in source.same_picture:
-            picture = source.same_picture[position]
-            own = tuple(c for c in own if (picture, c) not in taken)
-            large = [c for c in large if c in own]
-            taken.update((picture, c) for c in own if large)
-        if large:
-            present[position] = own
-        for class_id in large:
-            per_class[class_id].append(position)
-    index = FoldIndex(
-        pairs=source.pairs,
-        entries=list(present) if source.classes is None else in_turn(present, source.classes),
-        per_class=per_class,
-        present=present,
-        names=fold.names,
-        source=source.name,
-        binary=source.classes is not None,
-    )
-    if cfg.protocol == "hsnet" and mode != "base":
-        index.class_first = cfg.data_set == "coco"
-        if not index.class_first:
-            turn = {position: number for number, position in enumerate(index.entries)}
-            both = sorted((turn[p], p, c) for c, places in per_class.items() for p in places)
-            index.entries = [position for _, position, _ in both]
-            index.entry_classes = [class_id for *_, class_id in both]
-    return index
+def check_pair(pair: Pair, binary: bool, allowed: range) -> tuple[Counts, list[tuple[str, str]]]:
+    """Pixel counts of a pair's mask, and (file, problem) of all that is wrong with the pair."""
+    try:
+        counts = count_pixels(read_pair(*pair, binary=binary)[1])
+    except FewShotError:
+        pass  # read the two alone below, since both may be bad
+    else:
+        problem = stray_value(counts, allowed) or nothing_shown(counts, binary)
+        return ({}, [(str(pair.mask), problem)]) if problem else (counts, [])
+    problems = []
+    for path, read in ((pair.image, read_image), (pair.mask, partial(read_mask, binary=binary))):
+        try:
+            read(path)
+        except FewShotError as error:
+            problems.append((str(path), str(error).removeprefix(f"{path}: ")))
+    if not problems:
+        try:
+            read_pair(*pair, binary=binary)
+        except FewShotError as error:
+            problems.append((str(pair.mask), str(error)))
+    return {}, problems
 
 
-def in_turn(positions: Iterable[int], classes: Sequence[int]) -> list[int]:
-    """Positions so that their classes take turns: the first of each class, the second of each, ...
+# ---------------------------------------------------------------------------- --stats
 
-    However many of them are taken from the front, the numbers for two classes differ by at most
-    one while both have pictures left; all of them are one pass over all pictures.
-    """
-    taken: Counter[int] = Counter()
-    turns = []
-    for position in positions:
-        class_id = classes[position]
-        turns.append((taken[class_id], class_id, position))
-        taken[class_id] += 1
-    return [position for *_, position in sorted(turns)]
+
+def category_stats(cfg: Any) -> list[dict[str, Any]]:
+    """Per split and mode: pictures that the split uses, by how many categories they show."""
+    rows = []
+    for split in range(split_count(cfg)):
+        of_split = cfg.replace(split=split)
+        for mode in _modes(of_split):
+            source = find_pairs(of_split, of_split.fold, mode)
+            counts = scan(source)
+            index = select(of_split, of_split.fold, mode, source, counts)
+            categories = Counter(
+                len(set(counts[position]) - {0, IGNORE}) for position in set(index.entries)
+            )
+            by_count = {str(number): categories[number] for number in range(1, _LAST_COLUMN)} | {
+                f"{_LAST_COLUMN}+": sum(n for c, n in categories.items() if c >= _LAST_COLUMN)
+            }
+            pictures = len(set(index.entries))
+            rows.append({"split": split, "mode": mode, "pictures": pictures, "by": by_count})
+    return rows
+
+
+def print_stats(rows: list[dict[str, Any]]) -> None:
+    """The counts as a table."""
+    columns = list(rows[0]["by"])
+    print("pictures by the number of categories that they show")
+    print(f"{'split':<7}{'mode':<7}{'pictures':>9}" + "".join(f"{name:>8}" for name in columns))
+    for row in rows:
+        numbers = "".join(f"{row['by'][name]:>8}" for name in columns)
+        print(f"{row['split']:<7}{row['mode']:<7}{row['pictures']:>9}{numbers}")
+
+
+def draw_stats(rows: list[dict[str, Any]], title: str, path: str) -> None:
+    """The counts as grouped bars, a panel a mode (the supplementary material's Figure 1)."""
+    # matplotlib takes its time, and most calls draw nothing
+    from util.draw.charts import label, new_figure, write_figure
+
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    columns = list(rows[0]["by"])
+    figure = new_figure(5.5 * len(modes), 3.6)
+    for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False)[0], modes, strict=True):
+        chosen = [row for row in rows if row["mode"] == mode]
+        width = 0.8 / len(chosen)
+        for i, row in enumerate(chosen):
+            places = [x + (i - (len(chosen) - 1) / 2) * width for x in range(len(columns))]
+            heights = [row["by"][name] for name in columns]
+            axes.bar(places, heights, width, label=f"split {row['split']}")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set(title=mode, xlabel="categories in the picture", ylabel="pictures")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.suptitle(label(title, 80))
+    write_figure(figure, path)
 
 
 if __name__ == "__main__":
-    from util.list_report import main
-
     run(main)

@@ -17,8 +17,8 @@ from tests.own_pictures import disc, with_orientation, write
 from tests.prepare_trees import runs
 from util.data.coco import CocoFile
 from util.data.shapes import box_mask, polygon_mask, run_length_mask
-from util.errors import FewShotError
 from util.prepare import coco as prepare
+from util.runtime.errors import FewShotError
 
 SQUARE = [2, 3, 8, 3, 8, 9, 2, 9]
 SIZE = (20, 30)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from predict import support_folder
 from util.config import load_config
-from util.data.folders import Pair, class_folders, folder_pairs, searched
-from util.errors import FewShotError
-from util.list_files import find_pairs
+from util.config.folders import Pair, class_folders, folder_pairs, searched
+from util.data.sources import find_pairs
+from util.runtime.errors import FewShotError
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -27,12 +27,12 @@ from tests.data.mask_kinds import (
     soft,
 )
 from util.data.held import object_in, pixels_of
+from util.data.index import Pair
 from util.data.masks import binary_mask
 from util.data.reading import fit_pair, read_mask, read_pair
-from util.errors import FewShotError
-from util.list_report import check_pair
-from util.lists import Pair
+from util.lists import check_pair
 from util.prepare import fss, pascal
+from util.runtime.errors import FewShotError
 
 SUFFIXES = {"png", "tif", "bmp", "gif", "jpg", "webp"}
 CLASSES = range(21)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from util.config import load_config
-from util.episodes import EpisodeSampler
-from util.errors import FewShotError
-from util.list_files import Pair, Source, read_list
-from util.list_report import main
-from util.lists import build_index, select
+from util.data.episodes import EpisodeSampler
+from util.data.index import build_index, select
+from util.data.sources import Pair, Source, read_list
+from util.lists import main
+from util.runtime.errors import FewShotError
 
 
 @pytest.fixture
@@ -175,6 +175,6 @@ def test_nothing_is_written_beside_data_that_are_not_the_projects(root):
 
 def test_the_scan_of_the_projects_own_list_lies_beside_it(root, monkeypatch):
     place = root.parent.parent
-    monkeypatch.setattr("util.list_files._LISTS", place.resolve())
+    monkeypatch.setattr("util.data.sources._LISTS", place.resolve())
     build_index(configure(root, LINES), "val")
     assert (place / "l.scan.json").is_file() and not (place / "exp").exists()

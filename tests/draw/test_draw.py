@@ -25,8 +25,8 @@ from util.draw.overlays import (
     overlay,
 )
 from util.draw.panels import _strip, iou, panel
-from util.errors import FewShotError
 from util.predict.figures import choose_episodes
+from util.runtime.errors import FewShotError
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_evaluate import ColourModel, make_data
-from util import list_report
+from util import lists as list_report
 from util.config import load_config
+from util.data.index import build_index, in_turn
 from util.evaluate import Evaluator, plan_tasks
-from util.lists import build_index, in_turn
 
 
 def encoded(suffix: str, array: np.ndarray) -> bytes:

@@ -19,10 +19,10 @@ from tests.models import build
 from tests.test_cli_test import script
 from tests.test_evaluate import ColourModel, evaluator_of, make_data
 from tests.training_case import ROOT, environment
-from util.episodes import Episode
-from util.errors import FewShotError, Interrupted
+from util.data.episodes import Episode
 from util.evaluate import Partial, partial
 from util.evaluate.plan import Task, ends, plan_jobs, remaining
+from util.runtime.errors import FewShotError, Interrupted
 
 
 class StopAfter:

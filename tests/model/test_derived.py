@@ -14,7 +14,7 @@ from model.fast.derived import Derives
 from model.fewshot import total
 from tests.models import build, episode, options, run, twins
 from tests.parity import relative_error
-from util.checkpoint import load_weights
+from util.weights.checkpoint import load_weights
 
 DATA = episode((65, 81), dtype=torch.float64)
 

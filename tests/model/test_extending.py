@@ -16,9 +16,9 @@ from tests.equality import same_counts
 from tests.models import episode, options, run
 from tests.training_case import make_data
 from util.config import load_config
+from util.data.index import build_index
 from util.evaluate import Evaluator
-from util.lists import build_index
-from util.optim import build_optimizer, update_lr
+from util.train.optim import build_optimizer, update_lr
 
 pytestmark = pytest.mark.numeric
 

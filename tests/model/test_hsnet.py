@@ -20,8 +20,8 @@ from model.hsnet_backbone import BACKBONES
 from model.hypercorrelation import hypercorrelation, object_weight, resized_mask
 from tests.models import options
 from tests.parity import load_case, load_layout, relative_error, released_state
-from util.checkpoint import load_weights
-from util.released import LAYOUTS
+from util.weights.checkpoint import load_weights
+from util.weights.layouts import LAYOUTS
 
 pytestmark = pytest.mark.numeric
 

@@ -16,7 +16,7 @@ from model.fewshot import total
 from model.layers import ConvNorm, nearest
 from model.pspnet import PyramidHead
 from tests.models import build
-from util.checkpoint import load_weights
+from util.weights.checkpoint import load_weights
 
 pytestmark = pytest.mark.numeric
 

@@ -7,8 +7,8 @@ from model import build_model
 from model.fewshot import total
 from tests.models import options, run, without_dropout
 from tests.parity import load_case, load_layout, relative_error, released_state
-from util.checkpoint import load_weights
-from util.released import LAYOUTS
+from util.weights.checkpoint import load_weights
+from util.weights.layouts import LAYOUTS
 
 pytestmark = pytest.mark.numeric
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from model.timm_encoder import TimmEncoder
 from tests.model.test_hdmnet import assert_twins_agree
 from tests.models import build, episode, options, twins
-from util.checkpoint import load_weights
 from util.config import load_config
-from util.errors import FewShotError
-from util.pretrained import load_pretrained
+from util.runtime.errors import FewShotError
+from util.weights.checkpoint import load_weights
+from util.weights.pretrained import load_pretrained
 
 
 @timm.models.register_model

@@ -14,9 +14,9 @@ import torch
 
 import predict
 from tests.own_pictures import disc, small_config, untrained, write
-from util.errors import FewShotError
 from util.predict.files import claim, find_queries
-from util.predictor import FewShotPredictor, Prediction
+from util.predict.predictor import FewShotPredictor, Prediction
+from util.runtime.errors import FewShotError
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 

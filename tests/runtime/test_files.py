@@ -16,21 +16,20 @@ import pytest
 
 from tests import prepare_trees as trees
 from tests.training_case import ROOT
-from util import report
 from util.config import config_from_dict, load_config
+from util.config.schema import KEYS
 from util.draw.charts import run_spread_chart
 from util.draw.files import write_jpeg, write_labels, write_png
-from util.errors import FewShotError
 from util.prepare.__main__ import main as prepare
-from util.results import write_json
+from util.report.__main__ import write as write_report
 from util.runtime import files
-from util.runtime.files import CannotWrite, user_path, write_atomically
-from util.schema import KEYS
+from util.runtime.errors import FewShotError
+from util.runtime.files import CannotWrite, user_path, write_atomically, write_json
 
 # Where a stream grows (logs, locks, archives), and the note to torchrun in the temporary folder.
 STREAMS = {
-    "util/logger.py",
-    "util/store.py",
+    "util/train/log.py",
+    "util/train/checkpoints.py",
     "util/prepare/archives.py",
     "util/runtime/files.py",
     "util/runtime/restarts.py",
@@ -93,7 +92,7 @@ WRITERS = {
     "labels": lambda path: write_labels(path, np.zeros((4, 4), np.uint8)),
     "jpeg": lambda path: write_jpeg(path, np.zeros((4, 4, 3), np.uint8)),
     "chart": lambda path: run_spread_chart(path, {"a": [0.5]}),
-    "report": lambda path: report.write(path.parent, {path.name: b"x" * 100}),
+    "report": lambda path: write_report(path.parent, {path.name: b"x" * 100}),
 }
 
 

@@ -21,9 +21,9 @@ on_glibc = pytest.mark.skipif(not GLIBC, reason="this C library is not glibc: no
 COUNT = """
 import resource
 from multiprocessing import get_context
-from util.errors import run
+from util.runtime.errors import run
 from util.runtime.memory import keep_freed_memory
-from util.signals import start_worker
+from util.runtime.signals import start_worker
 
 def faults(block):
     for turn in range(2):
@@ -135,4 +135,4 @@ def test_it_is_never_set_by_an_import() -> None:
             if named and isinstance(call.ctx, ast.Load):
                 assert id(call) in known, path
                 callers.add(path.relative_to(ROOT).as_posix())
-    assert {"util/errors.py", "util/signals.py", "benchmark/__main__.py"} <= callers
+    assert {"util/runtime/errors.py", "util/runtime/signals.py", "benchmark/__main__.py"} <= callers

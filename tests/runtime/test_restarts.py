@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import os, signal, sys
 sys.path.append("{root}")
-from util.errors import FewShotError, LostProcess, NonFiniteLoss, run
+from util.runtime.errors import FewShotError, LostProcess, NonFiniteLoss, run
 
 def main():
     with open("tried" + os.environ["RANK"], "a") as file:

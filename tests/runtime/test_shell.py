@@ -37,7 +37,7 @@ if action == f"die{rank}":
     os.kill(os.getpid(), signal.SIGKILL)
 if action == "wait":
     sys.path.append("{ROOT}")
-    from util.signals import StopRequest
+    from util.runtime.signals import StopRequest
 
     with StopRequest() as stop:
         say("ready")

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from tests.training_case import command, environment, make_data
-from util.errors import FewShotError, LostProcess
-from util.loader import collate
-from util.reader import PictureReader
+from util.data.loader import collate
+from util.evaluate.reader import PictureReader
 from util.runtime import workers
+from util.runtime.errors import FewShotError, LostProcess
 from util.runtime.workers import Parcel, dead_workers, read_ahead, shared_memory, starting
 
 SIDE = 64

@@ -23,20 +23,20 @@ from model import ARCHITECTURES, build_model
 from tests.models import episode
 from tests.models import run as forward
 from tests.training_case import ROOT, environment, make_data
-from util.checkpoint import read_checkpoint
 from util.config import Config, load_config
-from util.errors import FewShotError
-from util.export import export
-from util.folds import COCO_CLASSES, VOC_CLASSES, canonical
-from util.loader import make_plan
-from util.optim import build_optimizer
-from util.pretrained import load_pretrained
-from util.progress import Progress, restore, snapshot
-from util.schema import KEYS, SECTIONS
-from util.store import read_state, serialise
+from util.config.folds import COCO_CLASSES, VOC_CLASSES, canonical
+from util.config.schema import KEYS, SECTIONS
+from util.data.loader import make_plan
+from util.runtime.errors import FewShotError
+from util.train.checkpoints import read_state
+from util.train.optim import build_optimizer
+from util.train.progress import Progress, restore, snapshot
 from util.weights import identity
+from util.weights.checkpoint import read_checkpoint, serialise
+from util.weights.export import export
 from util.weights.identity import Use, origin_of
 from util.weights.load import load_model, model_of
+from util.weights.pretrained import load_pretrained
 
 SCALER = torch.amp.GradScaler("cpu", enabled=False)
 SIZE = 64

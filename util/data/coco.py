@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from util.data.shapes import Size, numbers, pixels, polygon_mask, run_length_mask
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
 
 Key = int | str
 MOST_PIXELS = 2**29  # of a picture: pycocotools counts with 32 bits

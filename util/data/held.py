@@ -14,7 +14,7 @@ from PIL import Image
 
 from util.data.masks import binary_mask
 from util.data.reading import decoding, image_of, mask_of, read_image, read_mask
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
 
 Source = Path | Image.Image | np.ndarray
 

@@ -13,7 +13,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
 
 IGNORE = 255
 _BORDER = 0xE0E0C0  # VOC's colour of pixels to be ignored, as packed by _packed

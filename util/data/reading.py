@@ -26,7 +26,7 @@ from util.data.masks import (
     object_of_transparent,
     object_of_values,
 )
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
 
 _LOSSY = {"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"}
 _JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
 
 # Annotators overshoot the border of a picture a little; coordinates that lie further out than this
 # part of its side belong to another picture.

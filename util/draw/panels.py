@@ -22,7 +22,7 @@ from util.draw.overlays import (
     heat_overlay,
     overlay,
 )
-from util.errors import one_line
+from util.runtime.errors import one_line
 
 
 def iou(prediction: Array, mask: Array) -> float:

@@ -6,14 +6,15 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from util import distributed, transform
 from util.config import Config
-from util.dataset import PictureDataset
-from util.errors import FewShotError
-from util.lists import FoldIndex
-from util.loader import whole
-from util.logger import progress
-from util.metrics import ClassCounts
+from util.data import transform
+from util.data.dataset import PictureDataset
+from util.data.index import FoldIndex
+from util.data.loader import whole
+from util.evaluate.metrics import ClassCounts
+from util.runtime import distributed
+from util.runtime.bars import progress
+from util.runtime.errors import FewShotError
 from util.runtime.workers import read_ahead
 
 

@@ -12,15 +12,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from util import distributed
-from util.checkpoint import read_checkpoint
-from util.errors import FewShotError, Interrupted
+from util.data.index import Pair
 from util.evaluate.tally import Tally
 from util.evaluate.walk import Naive, Walk
-from util.lists import Pair
+from util.runtime import distributed
+from util.runtime.errors import FewShotError, Interrupted
 from util.runtime.files import write_atomically
-from util.signals import StopRequest
-from util.store import serialise
+from util.runtime.signals import StopRequest
+from util.weights.checkpoint import read_checkpoint, serialise
 
 SECONDS = 30.0  # between two writings: what a process that is killed loses at most
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util.episodes import Episode, EpisodeSampler
-from util.errors import FewShotError
-from util.lists import FoldIndex
+from util.data.episodes import Episode, EpisodeSampler
+from util.data.index import FoldIndex
+from util.runtime.errors import FewShotError
 
 
 class Task(NamedTuple):

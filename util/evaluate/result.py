@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from util.episodes import Episode
-from util.errors import one_line
+from util.config.folds import split_count
+from util.config.schema import KEYS, SECTIONS
+from util.data.episodes import Episode
+from util.data.transform import IGNORE
+from util.evaluate.metrics import fb_iou, mean_of_defined, object_iou, spread
 from util.evaluate.tally import PRIOR_MAPS, Tally
-from util.folds import split_count
-from util.metrics import fb_iou, mean_of_defined, object_iou, spread
-from util.schema import KEYS, SECTIONS
-from util.transform import IGNORE
+from util.runtime.errors import one_line
 
 METRICS = ("miou", "fb_iou", "miou_meta", "fb_iou_meta", "miou_base")
 # What a figure depends on beside data set, fold, shot and model: these keys always, of the others
@@ -232,3 +232,9 @@ def _leakage(tally: Tally) -> dict[str, dict[str, int]]:
         names[class_id]: {labels[i]: n for i, n in enumerate(row) if n and i != IGNORE}
         for class_id, row in zip(tally.classes, tally.leakage.tolist(), strict=True)
     }
+
+
+def learnable_parameters(model: nn.Module, cfg: Any) -> int:
+    """How many numbers :func:`build_optimizer` lets training change."""
+    params = (p for group in model.param_groups(cfg) for p in group["params"])
+    return sum(p.numel() for p in params if p.requires_grad)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from model.fewshot import Output
 from model.layers import align
-from util import distributed
+from util.data.index import FoldIndex
+from util.data.transform import IGNORE, precise, restore
+from util.evaluate.metrics import BinaryCounts, ClassCounts, ThresholdCounts
 from util.evaluate.plan import Task
-from util.lists import FoldIndex
-from util.metrics import BinaryCounts, ClassCounts, ThresholdCounts
-from util.transform import IGNORE, precise, restore
+from util.runtime import distributed
 
 PRIOR_MAPS = ("f5", "f4", "mean of both")
 

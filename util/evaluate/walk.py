@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from model.fewshot import FewShotModel, join_shots, map_tensors
-from util.cache import ByteCache
+from util.evaluate.cache import ByteCache
 from util.evaluate.plan import Job, remaining
+from util.evaluate.reader import PictureReader
+from util.evaluate.setting import Setting
 from util.evaluate.tally import Query, Tally
-from util.reader import PictureReader
-
-if TYPE_CHECKING:
-    from util.evaluate.engine import Evaluator
 
 # Query pixels matched at a time: enough to fill the device, few enough to spare its memory.
 PIXELS_AT_ONCE = {"cpu": 130_000, "cuda": 1_000_000}
@@ -27,16 +25,16 @@ class Walk:
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        setting: Setting,
         model: FewShotModel,
         jobs: Sequence[Job],
         tally: Tally,
         done: int = 0,
     ) -> None:
-        self.evaluator, self.model, self.tally, self.done = evaluator, model, tally, done
+        self.setting, self.model, self.tally, self.done = setting, model, tally, done
         self.jobs = jobs = remaining(jobs, done)
-        self.frozen = evaluator.frozen
-        self.prepared = ByteCache(evaluator.prepared_room)
+        self.frozen = setting.frozen
+        self.prepared = ByteCache(setting.prepared_room)
         self.at_hand: dict[tuple[int, int], Any] = {}
         self.uses = Counter(key for job in jobs for task in job.tasks for key in task.keys)
         self.roles: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -45,11 +43,11 @@ class Walk:
         self.waiting = {job.query for job in jobs}
         self.queries = self.supports = 0
         self.reader = PictureReader(
-            evaluator.dataset,
+            setting.dataset,
             self._needed,
-            evaluator.cfg.workers,
-            evaluator.picture_room,
-            pin=evaluator.device.type == "cuda",
+            setting.cfg.workers,
+            setting.picture_room,
+            pin=setting.device.type == "cuda",
         )
 
     @property
@@ -79,8 +77,8 @@ class Walk:
 
     def go(self, bar: tqdm, after: Callable[[], None]) -> None:
         self.reader.start(self._demand())
-        step = episodes_at_once(self.evaluator.cfg, self.evaluator.device)
-        size = (self.evaluator.cfg.val_size,) * 2
+        step = episodes_at_once(self.setting.cfg, self.setting.device)
+        size = (self.setting.cfg.val_size,) * 2
         for job in self.jobs:
             query = self._query(job.query)
             prepared = self.model.prepare_query(query.encoding)
@@ -105,20 +103,20 @@ class Walk:
         self.at_hand = {}
 
     def _query(self, position: int) -> Query:
-        device = self.evaluator.device
+        device = self.setting.device
         kept = self.frozen.get(("query", position), device)
         if kept is None:
             picture = self.reader.get(position)
-            encoding = self.model.encode_query(self.evaluator.on_device(picture))
-            kept = (encoding, self.evaluator.target(picture))
+            encoding = self.model.encode_query(self.setting.on_device(picture))
+            kept = (encoding, self.setting.target(picture))
             self.queries += 1
-            self.evaluator.content[position] = tuple(map(int, picture.content))
+            self.setting.content[position] = tuple(map(int, picture.content))
             self.frozen.put(("query", position), kept)
-        return Query(*kept, self.evaluator.content[position])
+        return Query(*kept, self.setting.content[position])
 
     def _support(self, key: tuple[int, int]) -> Any:
         """The prepared support of (picture, class), batch 1."""
-        device = self.evaluator.device
+        device = self.setting.device
         if key in self.at_hand:
             return self.at_hand[key]
         if key in self.prepared:
@@ -128,8 +126,8 @@ class Walk:
             position, class_id = key
             picture = self.reader.get(position)
             encoding = self.model.encode_support(
-                self.evaluator.on_device(picture),
-                self.evaluator.support_mask(picture, class_id, self.model),
+                self.setting.on_device(picture),
+                self.setting.support_mask(picture, class_id, self.model),
             )
             self.supports += 1
             self.frozen.put(("support", key), encoding)
@@ -150,19 +148,17 @@ class Naive:
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        setting: Setting,
         model: FewShotModel,
         jobs: Sequence[Job],
         tally: Tally,
         done: int = 0,
     ) -> None:
-        self.evaluator, self.model, self.tally, self.done = evaluator, model, tally, done
+        self.setting, self.model, self.tally, self.done = setting, model, tally, done
         tasks = [task for job in jobs for task in job.tasks]
         self.tasks = sorted(tasks, key=lambda task: (task.run, task.episode.index))[done:]
         self.queries = self.supports = 0
-        self.reader = PictureReader(
-            evaluator.dataset, lambda position: False, evaluator.cfg.workers, 0
-        )
+        self.reader = PictureReader(setting.dataset, lambda position: False, setting.cfg.workers, 0)
 
     @property
     def work(self) -> tuple[int, int, int]:
@@ -173,15 +169,15 @@ class Naive:
 
     def go(self, bar: tqdm, after: Callable[[], None]) -> None:
         self.reader.start(p for t in self.tasks for p in (t.episode.query, *t.episode.supports))
-        evaluator = self.evaluator
+        setting = self.setting
         for task in self.tasks:
             picture = self.reader.get(task.episode.query)
             supports = [self.reader.get(position) for position in task.episode.supports]
-            images = torch.stack([evaluator.on_device(s) for s in supports], dim=1)
-            masks = [evaluator.support_mask(s, task.support_class, self.model) for s in supports]
-            out = self.model(evaluator.on_device(picture), images, torch.stack(masks, dim=1))
+            images = torch.stack([setting.on_device(s) for s in supports], dim=1)
+            masks = [setting.support_mask(s, task.support_class, self.model) for s in supports]
+            out = self.model(setting.on_device(picture), images, torch.stack(masks, dim=1))
             content = tuple(map(int, picture.content))
-            query = Query(None, evaluator.target(picture), content)
+            query = Query(None, setting.target(picture), content)
             self.tally.add([task], out, query, Counter([task.run]))
             self.queries += 1
             self.supports += len(supports)

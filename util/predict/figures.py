@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from model.fewshot import FewShotModel
 from util.config import Config
+from util.data.episodes import Episode
+from util.data.index import FoldIndex
+from util.data.transform import object_mask, read_pair
 from util.draw.files import write_png
 from util.draw.panels import panel
-from util.episodes import Episode
-from util.lists import FoldIndex
-from util.predictor import FewShotPredictor
+from util.predict.predictor import FewShotPredictor
 from util.runtime.files import file_name
-from util.transform import object_mask, read_pair
 
 
 def choose_episodes(scores: Sequence[float], count: int) -> dict[str, list[int]]:

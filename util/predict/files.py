@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from util.data.folders import is_picture, searched
-from util.errors import FewShotError
-from util.store import lock
+from util.config.folders import is_picture, searched
+from util.runtime.errors import FewShotError
+from util.runtime.files import lock
 
 RESULTS = ("labels", "overlays", "probabilities", "correlations", "summary")
 _LOCK = ".predict.lock"

@@ -10,14 +10,14 @@ import os
 import signal
 from pathlib import Path
 
-from util import errors
 from util.config import Config, load_config
-from util.errors import FewShotError, Interrupted
-from util.folds import split_count
-from util.list_files import find_pairs
-from util.lists import scan, select
+from util.config.folds import split_count
+from util.data.index import scan, select
+from util.data.sources import find_pairs
 from util.prepare import coco, demo, fss, pascal
 from util.prepare.steps import Prepared, Row, summary
+from util.runtime import errors
+from util.runtime.errors import FewShotError, Interrupted
 from util.runtime.files import CannotWrite, user_path
 
 

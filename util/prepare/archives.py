@@ -26,8 +26,8 @@ from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from util.errors import FewShotError
 from util.prepare.steps import write_whole
+from util.runtime.errors import FewShotError
 from util.runtime.files import appending
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")

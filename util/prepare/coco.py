@@ -16,7 +16,6 @@ import numpy as np
 
 from util.data.coco import CocoFile, Key, without_specks
 from util.data.shapes import filled, outlines, run_length_mask
-from util.errors import FewShotError
 from util.prepare.archives import Download, Source, locate
 from util.prepare.steps import (
     Prepared,
@@ -30,6 +29,7 @@ from util.prepare.steps import (
     write_list,
     write_mask,
 )
+from util.runtime.errors import FewShotError
 
 SPLITS = {"train": ("train2014", 82081), "val": ("val2014", 40137)}
 MASK_RULES = ("benchmark", "full")

@@ -19,9 +19,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from util.config.folds import DEMO_SHAPES, DEMO_TEXTURES
 from util.draw.overlays import label_palette
-from util.errors import FewShotError
-from util.folds import DEMO_SHAPES, DEMO_TEXTURES
 from util.prepare.steps import (
     Row,
     claim,
@@ -31,6 +30,7 @@ from util.prepare.steps import (
     write_list,
     write_whole,
 )
+from util.runtime.errors import FewShotError
 
 BORDER = 255
 CLASSES = len(DEMO_SHAPES) * len(DEMO_TEXTURES)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from util.config.folds import FSS_MARKER, FSS_PLACES
 from util.data.reading import read_pair
-from util.folds import FSS_MARKER, FSS_PLACES
 from util.prepare.archives import Source, locate
 from util.prepare.steps import Prepared, Row, link_folder, run_all
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from util.errors import FewShotError
+from util.data.transform import read_mask
 from util.prepare.archives import Download, Source, locate
 from util.prepare.steps import (
     Prepared,
@@ -23,7 +23,7 @@ from util.prepare.steps import (
     write_list,
     write_mask,
 )
-from util.transform import read_mask
+from util.runtime.errors import FewShotError
 
 CLASSES = 20
 BORDER = 255

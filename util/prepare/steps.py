@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from util.errors import FewShotError
-from util.lists import parallel
+from util.data.index import parallel
+from util.runtime.errors import FewShotError
 from util.runtime.files import CannotWrite, write_atomically
 
 PNG_START = b"\x89PNG\r\n\x1a\n"

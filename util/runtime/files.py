@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
 
 _UNSET = re.compile(r"~[^/]*|\$(\w+|\{[^}/]*\})")
 _LONGEST_NAME = 80  # characters of a class in a file's name; most systems take 255 bytes in all
@@ -122,3 +125,35 @@ def file_name(text: str) -> str:
     while len(os.fsencode(kept)) > 2 * _LONGEST_NAME:
         kept = kept[:-1]
     return kept
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a killed run leaves the old file or the new one, never half a file."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    # Half a letter, out of a file name that is not UTF-8, is its escape in JSON too.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+
+
+def lock(path: Path, advice: str) -> TextIO:
+    """Claim the folder of ``path`` until the file returned is closed or the process ends.
+
+    A record lock: worker processes do not inherit it and it works on network drives. Raises
+    :class:`FewShotError`, ending with ``advice``, when another process has it.
+    """
+    try:
+        file = open(path, "a+")
+    except OSError as error:
+        raise FewShotError(f"cannot write in {path.parent}: {error.strerror}") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise FewShotError(
+            f"{path.parent} is in use by a run that is still going ({owner}); {advice}"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file

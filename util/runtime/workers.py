@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from util.errors import NO_FILES_LEFT, FewShotError, LostProcess, too_many_files
-from util.signals import start_worker
+from util.runtime.errors import NO_FILES_LEFT, FewShotError, LostProcess, too_many_files
+from util.runtime.signals import start_worker
 
 PATIENCE = 900.0  # seconds without a picture: no disk that works is so slow
 WORKER_DIED = "a data-loading process died (killed, or out of memory: try fewer workers)"

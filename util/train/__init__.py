@@ -1,5 +1,5 @@
 """Training: one loop for every stage, its objective, optimiser, checkpoints and log."""
 
-from util.optim import build_optimizer, learning_rate, update_lr
+from util.train.optim import build_optimizer, learning_rate, update_lr
 
 __all__ = ["build_optimizer", "learning_rate", "update_lr"]

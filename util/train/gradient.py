@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from util.loader import StepPlan
-from util.objective import joint_objective, joint_values, pixel_shares
-from util.rng import DropoutStream, per_sample_dropout
-
-if TYPE_CHECKING:
-    from util.train.loop import Stage
+from util.data.loader import StepPlan
+from util.runtime.rng import DropoutStream, per_sample_dropout
+from util.train.objective import joint_objective, joint_values, pixel_shares
+from util.train.stage import Stage
 
 
 class Gradient:

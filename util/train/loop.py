@@ -10,68 +10,26 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from typing import NamedTuple
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset
 
-from util import distributed
 from util.config import Config, add_config_arguments, load_config
-from util.errors import Interrupted, NonFiniteLoss
-from util.loader import GO_ON, load_steps, make_plan
-from util.logger import RunLog, progress
-from util.optim import build_optimizer, update_lr
-from util.pretrained import Start
-from util.progress import snapshot, starting_point
-from util.rng import seed_everything, use_tf32
+from util.data.loader import GO_ON, load_steps, make_plan
+from util.runtime import distributed
+from util.runtime.bars import progress
+from util.runtime.errors import Interrupted, NonFiniteLoss
 from util.runtime.files import expanded
+from util.runtime.rng import seed_everything, use_tf32
+from util.runtime.signals import StopRequest
 from util.runtime.workers import dead_workers
-from util.signals import StopRequest
-from util.store import CheckpointStore
+from util.train.checkpoints import CheckpointStore
 from util.train.gradient import Gradient
-
-
-class Score(NamedTuple):
-    """A validation: the number that chooses the best checkpoint (NaN: none), what the log shows."""
-
-    value: float
-    scalars: Mapping[str, float | None]
-    told: str
-
-
-class Stage(nn.Module):
-    """What one stage trains. Its forward takes a batch on ``device`` and gives the losses by name,
-    as ``model.losses`` does: what DDP and torch.compile must see.
-
-    model is on ``device`` and has the weights that training starts from, of which ``start`` tells;
-    dataset: items as dicts of tensors, with ``files``. target: which entry of a batch holds the
-    labels (255 = ignored); about, notes: what the log says first.
-    """
-
-    target: str
-    about: str
-    start: Start = Start()
-    notes: Sequence[str] = ()
-
-    def __init__(
-        self, cfg: Config, device: torch.device, model: nn.Module, dataset: Dataset
-    ) -> None:
-        super().__init__()
-        self.cfg, self.device, self.model, self.dataset = cfg, device, model, dataset
-
-    def validate(self, epoch: int, log: RunLog) -> Score:
-        """Score the model; every process calls it. Only with ``evaluate``."""
-        raise TypeError(f"{type(self).__name__} must define validate")
-
-    def validates_halfway(self, epoch: int) -> bool:
-        """Whether to validate in the middle of ``epoch`` as well."""
-        return False
-
-    def show(self, log: RunLog, iteration: int) -> None:
-        """Pictures for the log after an epoch's validation, in the main process."""
+from util.train.log import RunLog
+from util.train.optim import build_optimizer, update_lr
+from util.train.progress import snapshot, starting_point
+from util.train.stage import Stage
 
 
 def run_stage(make: Callable[[Config, torch.device], Stage], description: str) -> None:

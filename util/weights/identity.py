@@ -2,9 +2,9 @@
 
 A checkpoint keeps its configuration, its fold by class names, and the names of all classes that it
 or the weights it started from were trained on. Whenever weights are loaded, the options that give
-them their meaning (``util.schema.ROLES``) are compared with what is asked, and a difference is
-refused by name. Of weights that keep no configuration (published ones) nothing can be known: that
-is the sentence which :func:`check` then returns, to be said aloud.
+them their meaning (``util.config.schema.ROLES``) are compared with what is asked, and a difference
+is refused by name. Of weights that keep no configuration (published ones) nothing can be known:
+that is the sentence which :func:`check` then returns, to be said aloud.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from util.config import Config, config_from_dict
-from util.errors import FewShotError
-from util.folds import Fold, by_folder, canonical, has_table
-from util.schema import KEYS, SECTIONS
+from util.config.folds import Fold, by_folder, canonical, has_table
+from util.config.schema import KEYS, SECTIONS
+from util.runtime.errors import FewShotError
 
 _FEW = 6  # class names in a sentence
 _LONGEST = 200  # characters of a value that can still be copied from a sentence

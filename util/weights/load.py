@@ -9,13 +9,12 @@ from typing import Any
 
 from model import build_model
 from model.fewshot import FewShotModel
-from util import export
-from util.checkpoint import load_weights, read_checkpoint, trained_shot
 from util.config import Config, config_from_dict, load_config
-from util.errors import FewShotError, told_of
-from util.pretrained import load_pretrained
-from util.weights import identity
+from util.runtime.errors import FewShotError, told_of
+from util.weights import export, identity
+from util.weights.checkpoint import load_weights, read_checkpoint, trained_shot
 from util.weights.identity import Use
+from util.weights.pretrained import load_pretrained
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
 
 MASKS = (".png", ".bmp", ".tif", ".tiff")  # keep every value of a pixel
 PHOTOS = (".jpg", ".jpeg", ".webp")  # do not, and are never a mask

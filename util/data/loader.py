@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from util import distributed
-from util.errors import FewShotError
-from util.rng import epoch_order
+from util.runtime import distributed
+from util.runtime.errors import FewShotError
+from util.runtime.rng import epoch_order
 from util.runtime.workers import read_ahead
 
 GO_ON = "go on from the last checkpoint with --resume auto"

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from util.data.folders import class_folders
-from util.errors import FewShotError
+from util.config.folders import class_folders
+from util.runtime.errors import FewShotError
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from util.data.folders import Pair, class_folders
-from util.errors import FewShotError
-from util.folds import Fold, by_folder, class_root
+from util.config.folders import Pair, class_folders
+from util.config.folds import Fold, by_folder, class_root
+from util.runtime.errors import FewShotError
 
 _LISTS = Path(__file__).resolve().parents[1] / "lists"  # the project's own
 _LITERAL_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)

@@ -6,25 +6,20 @@ full disk is then an error at once, not a training run that waits for ever.
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torchvision
 from tqdm import tqdm
 
-from util import distributed
-from util.errors import FewShotError
-from util.runtime.files import file_name, write_atomically
+from util.runtime import distributed
+from util.runtime.errors import FewShotError
+from util.runtime.files import file_name
+from util.runtime.record import write_run_record
 
 
 class RunLog:
@@ -114,59 +109,3 @@ class RunLog:
         """Finish the event file."""
         if self._events is not None:
             self._events.close()
-
-
-def write_run_record(path: Path, cfg: Any, **facts: Any) -> None:
-    """How a result came about: command, time, ``facts``, versions, resolved configuration."""
-    record = {
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **facts,
-        "versions": versions(),
-        "config": cfg.to_dict(),
-    }
-    text = json.dumps(record, indent=2, default=str) + "\n"
-    write_atomically(path, text.encode())
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of Python, the libraries that decide numbers, and this code (its git commit)."""
-    return {
-        "code": _commit(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": np.__version__,
-    }
-
-
-def _commit() -> str:
-    """Commit of the working tree, with '+' when files differ from it; 'unknown' outside git."""
-    root = Path(__file__).resolve().parent.parent
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        if head.returncode != 0:
-            return "unknown"
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-        )
-    except OSError:
-        return "unknown"
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
-
-
-def progress(items: Iterable[Any], total: int, title: str, done: int = 0) -> tqdm:
-    """A tqdm bar in the main process; refreshed rarely when the screen is a file or a pipe."""
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(
-        items,
-        desc=title,
-        total=total,
-        initial=done,
-        disable=not distributed.is_main(),
-        mininterval=interval,
-        dynamic_ncols=True,
-        leave=False,
-    )

@@ -13,7 +13,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from util.distributed import reduce_counts
+from util.runtime.distributed import reduce_counts
 
 # Columns of the last axis of BinaryCounts.counts.
 HIT, PREDICTED, OBJECT, VALID = range(4)

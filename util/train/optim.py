@@ -32,12 +32,6 @@ def build_optimizer(model: nn.Module, cfg: Any) -> torch.optim.Optimizer:
     return kinds[cfg.optimizer](groups, cfg.base_lr, betas=(0.9, 0.999), weight_decay=decay)
 
 
-def learnable_parameters(model: nn.Module, cfg: Any) -> int:
-    """How many numbers :func:`build_optimizer` lets training change."""
-    params = (p for group in model.param_groups(cfg) for p in group["params"])
-    return sum(p.numel() for p in params if p.requires_grad)
-
-
 def learning_rate(cfg: Any, iteration: int, max_iterations: int) -> float:
     """Learning rate of scale 1 at ``iteration``, 1..``max_iterations``.
 

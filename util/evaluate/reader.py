@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from util.cache import ByteCache
-from util.errors import FewShotError
+from util.evaluate.cache import ByteCache
+from util.runtime.errors import FewShotError
 from util.runtime.workers import read_ahead
 
 HOST = torch.device("cpu")

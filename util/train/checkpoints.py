@@ -11,20 +11,15 @@ then do they move to ``previous/``. A mistake that ends the new run costs nothin
 
 from __future__ import annotations
 
-import fcntl
-import io
 import os
 import re
-import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import torch
-
-from util.checkpoint import read_checkpoint
-from util.errors import FewShotError
-from util.runtime.files import write_atomically
+from util.runtime.errors import FewShotError
+from util.runtime.files import lock, write_atomically
+from util.weights.checkpoint import read_checkpoint, serialise
 
 FORMAT = "fewshot-checkpoint-1"
 PERIODIC = re.compile(r"epoch_(\d+)\.pth")
@@ -40,38 +35,6 @@ STATE = {
     "best_epoch": int,
     "effective_batch": int,
 }
-
-
-def lock(path: Path, advice: str) -> TextIO:
-    """Claim the folder of ``path`` until the file returned is closed or the process ends.
-
-    A record lock: worker processes do not inherit it and it works on network drives. Raises
-    :class:`FewShotError`, ending with ``advice``, when another process has it.
-    """
-    try:
-        file = open(path, "a+")
-    except OSError as error:
-        raise FewShotError(f"cannot write in {path.parent}: {error.strerror}") from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise FewShotError(
-            f"{path.parent} is in use by a run that is still going ({owner}); {advice}"
-        ) from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
-
-
-def serialise(state: dict[str, Any]) -> bytes:
-    """The bytes of ``torch.save``, made in memory: a full disk then meets one plain write."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 class CheckpointStore:

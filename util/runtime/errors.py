@@ -82,7 +82,7 @@ def run(main: Callable[[], None]) -> None:
         if error.final:
             note_final(error.status)
         sys.exit(error.status)
-    except SystemExit as end:  # told by another process (util.distributed.fail)
+    except SystemExit as end:  # told by another process (util.runtime.distributed.fail)
         if end.code in (EXIT_USER, EXIT_NONFINITE):
             note_final(end.code)
         raise

@@ -1,4 +1,4 @@
-"""Configuration: small YAML files over the defaults of :mod:`util.schema`.
+"""Configuration: small YAML files over the defaults of :mod:`util.config.schema`.
 
 A file holds sections (``DATA``, ``TRAIN``, ``EVALUATE``, ``Method``) of keys and may build on
 others through ``inherit: other.yaml`` (or a list; later ones win; paths relative to the file).
@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from util.errors import FewShotError
-from util.folds import Fold, fold_of, given_splits, split_count
+from util.config.folds import Fold, fold_of, given_splits, split_count
+from util.config.schema import FOREIGN_SECTIONS, IGNORED, KEYS, SECTIONS, BadValue, show
+from util.runtime.errors import FewShotError
 from util.runtime.files import expanded
-from util.schema import FOREIGN_SECTIONS, IGNORED, KEYS, SECTIONS, BadValue, show
 
 # What yaml.safe_load raises on hostile text: its own errors, and bare ones out of the constructors
 # of dates, numbers and booleans or from deep nesting.

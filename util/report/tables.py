@@ -1,11 +1,4 @@
-"""One table a data set and shot out of all results: folds, mean, FB-IoU, learnable parameters.
-
-    python -m util.report [--exp exp] [--output DIR]
-
-Reads every JSON file below ``--exp`` that ``test.py`` wrote as a result, under whatever name, and
-prints Markdown, in per cent; ``--output`` adds ``report.md``, ``report.csv`` and ``report.png``.
-Results with supports of another class and run records are passed over; any other file that is no
-result is named in a warning.
+"""All results below a folder as tables: folds, mean, FB-IoU, learnable parameters.
 
 A row holds results of one model, backbone and setting only: protocol, size, what is scored,
 episodes x runs, options, and the run's name are the column "setting", and models of another data
@@ -16,20 +9,17 @@ means from the methods' own papers, each under its own paper's protocol; none wa
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from util.errors import FewShotError, one_line, run
-from util.runtime.files import user_path, write_atomically
+from util.runtime.errors import FewShotError, one_line
 
 FOLDS = 4  # of a result that does not say
 KINDS = {"": "", "_meta": ", meta"}  # suffix of the metrics -> suffix of the model's name
@@ -338,43 +328,3 @@ def chart(tables: Tables) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure_bytes(figure)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m util.report", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--exp", type=user_path, default=Path("exp"), metavar="DIR",
-                        help="folder of the results (exp)")  # fmt: skip
-    parser.add_argument(
-        "--output", type=user_path, metavar="DIR", help="write md, csv and png there"
-    )
-    options = parser.parse_args(arguments)
-
-    tables, problems = gather(options.exp)
-    for problem in problems:
-        print(f"warning: {one_line(problem)}; left out", file=sys.stderr)
-    if not tables:
-        raise FewShotError(f"no result of test.py below {options.exp}")
-    tables = with_published(tables)
-    text = markdown(tables)
-    print(text, end="")
-    if options.output:
-        files = {
-            "report.md": text.encode("utf-8", "backslashreplace"),
-            "report.csv": comma_separated(tables).encode("utf-8", "backslashreplace"),
-            "report.png": chart(tables),
-        }
-        write(options.output, files)
-
-
-def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write ``files`` into ``folder`` and say so."""
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-    print(f"\nwritten: {', '.join(str(folder / name) for name in files)}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from model.fewshot import FewShotModel
-from util.errors import FewShotError
-from util.released import LAYOUTS, Layout
+from util.runtime.errors import FewShotError
+from util.weights.layouts import LAYOUTS, Layout
 
 OWN_LAYOUT = "this project"
 # Parts that a configuration can leave out, and those of stage 1 that HSNet has no use for; weights
@@ -206,3 +207,10 @@ def _check_numbers(renamed: dict, own: dict, label: str) -> None:
 
 def _keys_for(name: str) -> str:
     return next(keys for pattern, keys in KEYS_OF_TENSORS if re.match(pattern, name))
+
+
+def serialise(state: dict[str, Any]) -> bytes:
+    """The bytes of ``torch.save``, made in memory: a full disk then meets one plain write."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

@@ -14,7 +14,7 @@ import reprlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
 from util.runtime.files import expanded
 
 _LONGEST = 1000  # entries of a list; aliased YAML could hold billions

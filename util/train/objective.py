@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.fewshot import Loss
-from util import distributed
+from util.runtime import distributed
 
 
 def pixel_shares(masks: Sequence[Tensor]) -> list[float]:

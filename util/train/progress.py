@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from util.checkpoint import load_weights
-from util.errors import FewShotError
-from util.loader import StepPlan
-from util.logger import versions
-from util.store import FORMAT, CheckpointStore, read_state
+from util.data.loader import StepPlan
+from util.runtime.errors import FewShotError
+from util.runtime.record import versions
+from util.train.checkpoints import FORMAT, CheckpointStore, read_state
 from util.weights import identity
+from util.weights.checkpoint import load_weights
 from util.weights.identity import Use
 
 
@@ -51,7 +51,7 @@ def snapshot(
     """The state dict of a checkpoint: tensors and plain values only.
 
     ``rng`` is the seed: every random number of training is a function of it and of the position
-    (:mod:`util.rng`), so there is no further random state.
+    (:mod:`util.runtime.rng`), so there is no further random state.
     """
     return {
         "format": FORMAT,
@@ -99,7 +99,7 @@ def restore(
 ) -> Progress:
     """Put everything back as :func:`snapshot` found it.
 
-    ``state`` is what :func:`util.store.read_state` gives. Raises FewShotError when it belongs to
+    ``state`` is what :func:`read_state` gives. Raises FewShotError when it belongs to
     another model, other data or another effective batch, whose steps this run's do not continue.
     """
     file = state["file"]

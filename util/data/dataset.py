@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from util.episodes import EpisodeSampler
-from util.lists import FoldIndex
-from util.transform import (
+from util.data.episodes import EpisodeSampler
+from util.data.index import FoldIndex
+from util.data.transform import (
     base_train_transform,
     normalise,
     object_mask,

@@ -10,9 +10,9 @@ import torchvision
 from torch import nn
 
 from model.encoder import TIMM
-from util.checkpoint import LoadReport, load_weights, read_checkpoint
-from util.errors import FewShotError
+from util.runtime.errors import FewShotError
 from util.weights import identity
+from util.weights.checkpoint import LoadReport, load_weights, read_checkpoint
 from util.weights.identity import Use
 
 

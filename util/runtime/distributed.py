@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from util.errors import FewShotError, LostProcess
+from util.runtime.errors import FewShotError, LostProcess
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)

@@ -1,0 +1,1 @@
+"""Over all runs: one table a data set and shot, and how much runs differ."""
