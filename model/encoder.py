@@ -6,23 +6,12 @@ What a model must know about an encoder is on the encoder: ``channels``, those o
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import ConvNorm, align
-
-
-class Features(NamedTuple):
-    """f2, f3, f4 [B, C, h, w] of encoder stages 2, 3, 4, resized to f3 where they differ.
-
-    h and w are the picture's height and width divided by the encoder's reduction, rounded up.
-    """
-
-    f2: Tensor
-    f3: Tensor
-    f4: Tensor
+from model.layers import ConvNorm, Features, align
 
 
 class Block(nn.Module):

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """f2, f3, f4 [B, C, h, w] of encoder stages 2, 3, 4, resized to f3 where they differ.
+
+    h and w are the picture's height and width divided by the encoder's reduction, rounded up.
+    """
+
+    f2: Tensor
+    f3: Tensor
+    f4: Tensor
 
 
 def align(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from model.encoder import Features
-from model.layers import align
+from model.layers import Features, align
 
 HEAD_WIDTH = 512  # at most
 # Each family of timm takes some of these; the first that a model takes are its own.

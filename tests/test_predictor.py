@@ -27,12 +27,10 @@ from util.data.index import build_index
 from util.data.transform import normalise, object_mask, read_mask, val_transform
 from util.draw.panels import iou
 from util.evaluate import Evaluator
+from util.predict import binary_mask, box_mask, polygon_mask
 from util.predict.figures import episode_figures
 from util.predict.predictor import (
     FewShotPredictor,
-    binary_mask,
-    box_mask,
-    polygon_mask,
     softmax_,
     strongest,
 )
