@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fold_rows(dataset: str, keys: dict[str, str]) -> list[Row]:
-    """How many pictures each split trains and is evaluated on; keeps what the scan found beside
-    the lists, where training looks for it."""
+    """How many pictures each split trains and is evaluated on; what the scan found is kept where
+    training looks for it."""
     rows = []
     cfg = _config(dataset, keys, split=0)
     splits = [_config(dataset, keys, split) for split in range(split_count(cfg))]
