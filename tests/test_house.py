@@ -1,4 +1,4 @@
-"""The rules that hold the house up: floors, no circles, and the paper apart from the fast path."""
+"""The rules that hold the house up: floors, and no circles (tests/model/test_house.py: the paper)."""
 
 from __future__ import annotations
 
@@ -79,13 +79,6 @@ def test_nothing_imports_in_a_circle():
     known = modules()
     graph = {name: imports(path, known) - {name} for name, path in known.items()}
     graphlib.TopologicalSorter(graph).prepare()
-
-
-def test_the_paper_never_imports_the_fast_path():
-    known = modules()
-    outside = [name for name in known if name != "model" and not name.startswith("model.fast")]
-    found = {name: imports(known[name], known) for name in outside}
-    assert not [n for n, used in found.items() if any(m.startswith("model.fast") for m in used)]
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

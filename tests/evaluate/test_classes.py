@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.test_evaluate import ColourModel, make_data
+from tests.evaluate.test_evaluate import ColourModel, make_data
 from util import lists as list_report
 from util.config import load_config
 from util.data.index import build_index, in_turn

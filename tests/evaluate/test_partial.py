@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evaluate.test_command import script
+from tests.evaluate.test_evaluate import ColourModel, evaluator_of, make_data
 from tests.models import build
-from tests.test_cli_test import script
-from tests.test_evaluate import ColourModel, evaluator_of, make_data
 from tests.training_case import ROOT, environment
 from util.data.episodes import Episode
 from util.evaluate import Partial, partial

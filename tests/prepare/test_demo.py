@@ -20,7 +20,7 @@ from util.prepare.demo import CLASSES, SHAPES, TEXTURES, draw_picture, prepare
 from util.runtime.errors import FewShotError
 from util.weights.checkpoint import load_weights
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config" / "demo" / "demo_split0_resnet18.yaml"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_train import same_run
+from tests.train.test_loop import same_run
 from tests.training_case import ROOT, call, command, environment, make_data, train
 from util.train.checkpoints import read_state
 
@@ -110,7 +110,7 @@ def test_killed_during_a_save(tmp_path, moment):
     code = f"""
 import os, signal, sys, torch
 from pathlib import Path
-from tests.test_store import state
+from tests.train.test_checkpoints import state
 from util.train import checkpoints as module
 from util.runtime import files
 store = module.CheckpointStore(Path({str(tmp_path)!r}))

@@ -17,7 +17,7 @@ import predict
 from model import build_model
 from tests.equality import same_counts, same_weights
 from tests.own_pictures import disc, write
-from tests.test_train import StopAt, events, same_run
+from tests.train.test_loop import StopAt, events, same_run
 from tests.training_case import ROOT, make_data, train
 from train import PICTURES
 from util.config import load_config

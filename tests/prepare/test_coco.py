@@ -23,7 +23,7 @@ from util.prepare import coco, steps
 from util.prepare.__main__ import main
 from util.runtime.errors import FewShotError, Interrupted
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 COCO128 = REPOSITORY.parent / "shared" / "data" / "coco128"
 
 

@@ -26,7 +26,7 @@ from util.lists import check, main
 from util.prepare.coco import prepare
 from util.runtime.errors import FewShotError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COCO128 = ROOT.parent / "shared" / "data" / "coco128"
 GOLDEN = ROOT / "tests" / "golden" / "coco128_fold0_lists.json"
 SIZE = (60, 50)

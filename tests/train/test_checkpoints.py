@@ -120,7 +120,7 @@ def test_a_file_size_limit_is_met_like_a_full_disk(tmp_path):
 import resource, torch
 from pathlib import Path
 from util.train.checkpoints import CheckpointStore
-from tests.test_store import state
+from tests.train.test_checkpoints import state
 store = CheckpointStore(Path({str(tmp_path)!r}))
 store.save(state(1), "last")
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))

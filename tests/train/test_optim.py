@@ -13,7 +13,7 @@ from model import build_model
 from util.config import load_config
 from util.train.optim import build_optimizer, learning_rate, update_lr
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["backbone", "resnet18", "width", "8", "pretrained", "none"]
 
 

@@ -26,7 +26,7 @@ from util.evaluate import Evaluator
 from util.predict.predictor import FewShotPredictor
 from util.prepare.__main__ import main as prepare
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 PICTURES = REPOSITORY.parent / "shared" / "data" / "coco128"
 CONFIGS = REPOSITORY / "config" / "coco"
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tests.equality import differences, same_tallies
+from tests.evaluate.test_evaluate import make_data
 from tests.models import build
-from tests.test_evaluate import make_data
 from util.runtime.errors import run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def script():

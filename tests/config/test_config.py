@@ -15,7 +15,7 @@ from util.config import Config, add_config_arguments, config_from_dict, load_con
 from util.config.schema import IGNORED, KEYS, SECTIONS, markdown
 from util.runtime.errors import FewShotError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted(p for p in ROOT.glob("config/*/*_split*.yaml"))
 
 
