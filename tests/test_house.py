@@ -1,4 +1,4 @@
-"""The rules that hold the house up: floors, and no circles (tests/model/test_house.py: the paper)."""
+"""The rules that hold the house up: floors and no circles; the paper: tests/model/test_house.py."""
 
 from __future__ import annotations
 
