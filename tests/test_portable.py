@@ -51,5 +51,6 @@ def test_the_numeric_tests_are_chosen_by_their_mark() -> None:
     words = command(["--collect-only", "-p", "no:cacheprovider"], threads=2)
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    for part in ("hdmnet", "hsnet", "layers", "parity", "evaluate", "train", "predictor"):
-        assert f"test_{part}.py::" in done.stdout, part
+    for part in ("model/test_hdmnet", "model/test_hsnet", "model/test_parity", "model/test_layers",
+                 "evaluate/", "train/", "predict/"):  # fmt: skip
+        assert f"tests/{part}" in done.stdout, part
