@@ -86,7 +86,7 @@ def test_swapped_supports_are_marked_and_go_to_their_own_file(call, config, tmp_
     (found,) = tmp_path.rglob("result_swapped.json")
     assert json.loads(found.read_text())["swapped_supports"] is True
     assert call(*small)[0] == 0
-    assert sorted(p.name for p in tmp_path.rglob("*.json")) == [
+    assert sorted(p.name for p in found.parent.glob("*.json")) == [
         "result.json",
         "result_run.json",
         "result_swapped.json",

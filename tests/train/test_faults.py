@@ -284,7 +284,7 @@ BAD_STARTS = {
     "base learner of another fold": (
         lambda c, f: ("--opts", "folds", "[[1], [2], [3, 4]]", "split", 2, "base_weight",
                       c / "exp/tiny/PSPNet/split0/resnet18/best.pth"),
-        r"base_learner.*shape.*split",
+        r"best\.pth was trained on stripe, frame, which split 2 here holds out",
     ),
     "no list": (lambda c, f: ("--opts", "train_list", "gone.txt"), r"gone\.txt"),
     "no data": (lambda c, f: ("--opts", "data_root", "gone"), r"gone"),

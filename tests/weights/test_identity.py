@@ -255,6 +255,7 @@ def test_class_folders_that_changed(tmp_path):
     for name in ("apple", "pear", "plum"):
         (root / name).mkdir(parents=True)
         (root / name / "1.png").touch()
+        (root / name / "1.jpg").touch()
 
     def asked() -> Config:
         return configure(
@@ -264,8 +265,7 @@ def test_class_folders_that_changed(tmp_path):
 
     path = save(asked(), tmp_path / "w.pth")  # holds out the apple
     load_model(asked(), path)
-    (root / "Pear").mkdir()  # sorts first: a pear would be asked about as class 1
-    (root / "pear" / "1.png").rename(root / "Pear" / "1.png")
+    (root / "pear").rename(root / "Pear")  # sorts first: it would be asked about as class 1
     with pytest.raises(FewShotError, match="trained on Pear, .*folders or lists have changed"):
         load_model(asked(), path)
 
@@ -276,6 +276,7 @@ def test_class_folders_that_are_gone(tmp_path):
     for name in ("apple", "pear"):
         (tmp_path / "fruit" / name).mkdir(parents=True)
         (tmp_path / "fruit" / name / "1.png").touch()
+        (tmp_path / "fruit" / name / "1.jpg").touch()
     cfg = configure(
         tmp_path / "tiny", arch="HSNet", data_set="fruit", data_root=str(tmp_path / "fruit"),
         folds=[[1], [2]], class_names=None, train_list=None, val_list=None,
@@ -294,6 +295,7 @@ def test_prediction_needs_no_data_set(tmp_path):
     for name in ("apple", "pear", "plum"):
         (tmp_path / "fruit" / name).mkdir(parents=True)
         (tmp_path / "fruit" / name / "1.png").touch()
+        (tmp_path / "fruit" / name / "1.jpg").touch()
     cfg = configure(
         tmp_path / "tiny", data_set="fruit", data_root=str(tmp_path / "fruit"),
         folds=[["apple"]], class_names=None, train_list=None, val_list=None,
