@@ -23,6 +23,8 @@ FLOORS = (
         "util.lists",
         "util.export",
         "util.demo",
+        "util.errors",
+        "util.list_files",
         "util.transform",
         "util.episodes",
         "util.predictor",
@@ -91,3 +93,14 @@ def test_every_module_of_a_clean_clone_is_there_and_imports(name):
         assert tracked.returncode == 0, f"{name} is not in git"
     if name != "test":  # the standard library has a package of its name
         importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", ["errors", "list_files", "transform", "episodes", "predictor"])
+def test_a_former_import_path_gives_the_same_thing(name):
+    """Scripts of users name them; nothing in the project does."""
+    former = importlib.import_module(f"util.{name}")
+    for thing in former.__all__:
+        assert getattr(former, thing).__module__ != former.__name__
+    known = modules()
+    users = [n for n, path in known.items() if former.__name__ in imports(path, known)]
+    assert not users
