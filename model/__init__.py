@@ -14,7 +14,10 @@ from model.pspnet import PSPNet
 ARCHITECTURES = {"HDMNet": HDMNet, "HSNet": HSNet, "PSPNet": PSPNet}
 
 try:
-    from model.fast import FASTER
+    from model.fast.hdmnet import FastHDMNet
+    from model.fast.hsnet import FastHSNet
+
+    FASTER = {HDMNet: FastHDMNet, HSNet: FastHSNet}
 except ModuleNotFoundError as error:
     if error.name != "model.fast":
         raise

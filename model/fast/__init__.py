@@ -3,10 +3,3 @@
 A file here holds what is faster than its namesake in ``model/``; ``cpu/`` holds forms that pay on
 processors only. Without this folder everything runs, slower.
 """
-
-from model.fast.hdmnet import FastHDMNet
-from model.fast.hsnet import FastHSNet
-from model.hdmnet import HDMNet
-from model.hsnet import HSNet
-
-FASTER = {HDMNet: FastHDMNet, HSNet: FastHSNet}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from util.data.index import Pair
 from util.evaluate.tally import Tally
-from util.evaluate.walk import Naive, Walk
+from util.evaluate.walk import Way
 from util.runtime import distributed
 from util.runtime.errors import FewShotError, Interrupted
 from util.runtime.files import write_atomically
@@ -71,7 +71,7 @@ class Partial:
             tqdm.write(f"note: {self.path} is of {why}; all episodes are evaluated anew")
         return done
 
-    def after(self, walk: Walk | Naive) -> None:
+    def after(self, walk: Way) -> None:
         """To be called after every batch of episodes: keeps the counts from time to time.
 
         Raises :class:`Interrupted` with the counts on disk when the walk shall end, and
@@ -86,7 +86,7 @@ class Partial:
         if time.monotonic() - self.written >= SECONDS:
             self.save(walk)
 
-    def save(self, walk: Walk | Naive) -> None:
+    def save(self, walk: Way) -> None:
         """Keep the counts; an evaluation does not end because that is impossible."""
         try:
             self._write(walk)
@@ -94,7 +94,7 @@ class Partial:
             tqdm.write(f"warning: {error}; the evaluation goes on")
         self.written = time.monotonic()
 
-    def _write(self, walk: Walk | Naive) -> None:
+    def _write(self, walk: Way) -> None:
         content = {
             "marks": self.marks,
             "done": walk.done,

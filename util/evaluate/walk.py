@@ -20,8 +20,10 @@ from util.evaluate.tally import Query, Tally
 PIXELS_AT_ONCE = {"cpu": 130_000, "cuda": 1_000_000}
 
 
-class Walk:
-    """Query by query, with encodings kept while they have uses left."""
+class Way:
+    """A way through the episodes of ``jobs``, of which the first ``done`` are counted already."""
+
+    reader: PictureReader
 
     def __init__(
         self,
@@ -32,7 +34,33 @@ class Walk:
         done: int = 0,
     ) -> None:
         self.setting, self.model, self.tally, self.done = setting, model, tally, done
-        self.jobs = jobs = remaining(jobs, done)
+        self.queries = self.supports = 0
+        self.begin(jobs)
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Prepare for what is left of ``jobs``; make the reader."""
+        raise TypeError(f"{type(self).__name__} must define begin")
+
+    @property
+    def work(self) -> tuple[int, int, int]:
+        """Query encodings, support encodings, pictures read."""
+        return self.queries, self.supports, self.reader.reads
+
+    def close(self) -> None:
+        """End the processes that read pictures."""
+        self.reader.stop()
+
+    def go(self, bar: tqdm, after: Callable[[], None]) -> None:
+        """Count every episode; ``after`` is called after each batch of them."""
+        raise TypeError(f"{type(self).__name__} must define go")
+
+
+class Walk(Way):
+    """Query by query, with encodings kept while they have uses left."""
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        setting = self.setting
+        self.jobs = jobs = remaining(jobs, self.done)
         self.frozen = setting.frozen
         self.prepared = ByteCache(setting.prepared_room)
         self.at_hand: dict[tuple[int, int], Any] = {}
@@ -41,7 +69,6 @@ class Walk:
         for key in self.uses:
             self.roles[key[0]].append(key)
         self.waiting = {job.query for job in jobs}
-        self.queries = self.supports = 0
         self.reader = PictureReader(
             setting.dataset,
             self._needed,
@@ -49,14 +76,6 @@ class Walk:
             setting.picture_room,
             pin=setting.device.type == "cuda",
         )
-
-    @property
-    def work(self) -> tuple[int, int, int]:
-        """Query encodings, support encodings, pictures read."""
-        return self.queries, self.supports, self.reader.reads
-
-    def close(self) -> None:
-        self.reader.stop()
 
     def _have(self, key: tuple[int, int]) -> bool:
         return key in self.prepared or ("support", key) in self.frozen
@@ -143,29 +162,15 @@ class Walk:
                 self.prepared.drop(key)
 
 
-class Naive:
+class Naive(Way):
     """The reference: read the pictures of an episode, call the model, count, forget."""
 
-    def __init__(
-        self,
-        setting: Setting,
-        model: FewShotModel,
-        jobs: Sequence[Job],
-        tally: Tally,
-        done: int = 0,
-    ) -> None:
-        self.setting, self.model, self.tally, self.done = setting, model, tally, done
+    def begin(self, jobs: Sequence[Job]) -> None:
         tasks = [task for job in jobs for task in job.tasks]
-        self.tasks = sorted(tasks, key=lambda task: (task.run, task.episode.index))[done:]
-        self.queries = self.supports = 0
-        self.reader = PictureReader(setting.dataset, lambda position: False, setting.cfg.workers, 0)
-
-    @property
-    def work(self) -> tuple[int, int, int]:
-        return self.queries, self.supports, self.reader.reads
-
-    def close(self) -> None:
-        self.reader.stop()
+        self.tasks = sorted(tasks, key=lambda task: (task.run, task.episode.index))[self.done :]
+        self.reader = PictureReader(
+            self.setting.dataset, lambda position: False, self.setting.cfg.workers, 0
+        )
 
     def go(self, bar: tqdm, after: Callable[[], None]) -> None:
         self.reader.start(p for t in self.tasks for p in (t.episode.query, *t.episode.supports))

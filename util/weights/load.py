@@ -11,9 +11,10 @@ from model import build_model
 from model.fewshot import FewShotModel
 from util.config import Config, config_from_dict, load_config
 from util.runtime.errors import FewShotError, told_of
-from util.weights import export, identity
 from util.weights.checkpoint import load_weights, read_checkpoint, trained_shot
-from util.weights.identity import Use
+from util.weights.export import FORMAT as EXPORT
+from util.weights.export import load_learned
+from util.weights.identity import Use, check, origin_of
 from util.weights.pretrained import load_pretrained
 
 _log = logging.getLogger(__name__)
@@ -69,8 +70,8 @@ def load_model(
     """
     content = read_checkpoint(weight)
     label = f"weight file {weight}"
-    exported = content.get("format") == export.FORMAT
-    origin = identity.origin_of(content, label)
+    exported = content.get("format") == EXPORT
+    origin = origin_of(content, label)
     shot = trained_shot(content["learned"] if exported else content, label) or cfg.shot
     options = cfg.replace(shot=shot)
     if use is Use.PREDICTION and origin is not None and origin.fold is not None:
@@ -80,10 +81,10 @@ def load_model(
     if not isinstance(model, FewShotModel):
         raise FewShotError(f"{cfg.source}: arch {cfg.arch} is a base learner, no few-shot model")
     base_learner = getattr(model, "base_learner", None) is not None
-    notes = [identity.check(origin, cfg, use, label, base_learner)]
+    notes = [check(origin, cfg, use, label, base_learner)]
     if exported:
         load_pretrained(model, cfg, known=True)
-        export.load_learned(model, weight)
+        load_learned(model, weight)
     else:
         load_weights(model, content, complete=True, label=label)
     if use is Use.EVALUATION and shot != cfg.shot:

@@ -11,9 +11,8 @@ from torch import nn
 
 from model.encoder import TIMM
 from util.runtime.errors import FewShotError
-from util.weights import identity
 from util.weights.checkpoint import LoadReport, load_weights, read_checkpoint
-from util.weights.identity import Use
+from util.weights.identity import Use, check, origin_of
 
 
 class Start(NamedTuple):
@@ -62,8 +61,8 @@ def _from_file(model: nn.Module, cfg: Any, path: str, known: bool) -> Start:
     if known:
         return Start(load_weights(model, content, label=label))
     filled = getattr(model, "base_learner", None) is not None
-    origin = identity.origin_of(content, label)
-    note = identity.check(origin, cfg, Use.STARTING, label, base_learner=filled)
+    origin = origin_of(content, label)
+    note = check(origin, cfg, Use.STARTING, label, base_learner=filled)
     report = load_weights(model, content, label=label)
     if report.layout.startswith("ImageNet"):
         note = None
