@@ -344,6 +344,33 @@ def test_objective_of_parts_is_the_gradient_of_the_whole():
     assert told == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("processes, parts", [(2, 2), (4, 1), (1, 4)])
+def test_a_new_loss_is_right_on_any_number_of_processes(processes, parts, monkeypatch):
+    """Four samples; DDP takes the mean over processes of what each of them sums over its parts."""
+    torch.manual_seed(1)
+    logits = torch.randn(4, 5, 7, requires_grad=True)
+    masks = torch.randint(0, 2, (4, 5, 7))
+    masks[0], masks[1, 2:] = 255, 255
+
+    def losses(part):
+        valid = (masks[part] != 255).double()
+        contour = (logits[part].square() * valid).sum() / valid.sum().clamp(min=1)
+        spread = logits[part].sin().mean()
+        return {"contour": Loss(contour, 2.5), "spread": Loss(spread, over="samples")}
+
+    (whole,) = torch.autograd.grad(objective_of_whole(losses(slice(0, 4))), logits)
+    monkeypatch.setattr(objective.distributed, "world_size", lambda: processes)
+    valid = torch.tensor(int((masks != 255).sum()))
+    monkeypatch.setattr(objective.distributed, "reduce_counts", lambda _: valid)
+    found, size = torch.zeros_like(logits), 4 // (processes * parts)
+    for first in range(0, 4, size):
+        part = slice(first, first + size)
+        (share,) = objective.pixel_shares([masks[part]])
+        loss = objective.joint_objective(losses(part), share, parts)
+        found += torch.autograd.grad(loss, logits)[0] / processes
+    torch.testing.assert_close(found, whole)
+
+
 def test_improvement_and_staleness():
     at = Progress()
     assert at.improve(0.0) and not at.improve(0.0) and not at.improve(math.nan)
