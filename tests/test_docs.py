@@ -31,7 +31,7 @@ def test_files_and_commands_that_a_page_names_exist(page):
 
 
 def test_functions_and_tests_of_the_fidelity_page_exist():
-    """Rows name ``file: thing, thing`` in backquotes; a bare thing belongs to the file before it."""
+    """Rows name ``file: thing, thing``; a bare thing belongs to the file before it."""
     text = (ROOT / "docs/fidelity.md").read_text(encoding="utf-8")
     gone = []
     for row in text.splitlines():
