@@ -119,7 +119,8 @@ def evaluate(
         if args.swap_supports:
             content["swapped_supports"] = True
         write_json(output, content)
-        write_run_record(output.with_name(f"{output.stem}_run.json"), cfg, weight=str(weight))
+        record = output.with_name(f"{output.stem}_run.json")
+        write_run_record(record, cfg.to_dict(), weight=str(weight))
         partial.remove()
         print(report(result))
         print(f"result: {output}")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from util.config import add_config_arguments, load_config
+from util.config import Config, add_config_arguments, load_config
 from util.config.folds import by_folder, split_count
 from util.data.episodes import EpisodeSampler
 from util.data.index import (
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # ---------------------------------------------------------------------------- overview
 
 
-def overview(cfg: Any) -> dict[str, Any]:
+def overview(cfg: Config) -> dict[str, Any]:
     """Print and return, for training and validation, how many pictures each class has."""
     report = {}
     for mode in _modes(cfg):
@@ -102,7 +102,7 @@ def overview(cfg: Any) -> dict[str, Any]:
     return report
 
 
-def describe(cfg: Any, mode: str, index: FoldIndex) -> dict[str, Any]:
+def describe(cfg: Config, mode: str, index: FoldIndex) -> dict[str, Any]:
     """Pictures of each class of the split, the classes without ``shot`` supports, and, when no
     class is left, the error that evaluation or training would end with."""
     classes, error = cfg.fold.classes(mode), None
@@ -119,7 +119,7 @@ def describe(cfg: Any, mode: str, index: FoldIndex) -> dict[str, Any]:
     return report | ({"error": error} if error else {})
 
 
-def _modes(cfg: Any) -> list[str]:
+def _modes(cfg: Config) -> list[str]:
     modes = ["val", "test"] if cfg.fold.validation else ["val"]
     return modes if cfg.fold.trained is not None else ["train", *modes]
 
@@ -127,7 +127,7 @@ def _modes(cfg: Any) -> list[str]:
 # ---------------------------------------------------------------------------- --check
 
 
-def check(cfg: Any) -> list[dict[str, Any]]:
+def check(cfg: Config) -> list[dict[str, Any]]:
     """Read everything that the lists name; print and return what is bad, list by list."""
     by_source: dict[str, dict[str, Any]] = {}
     for mode in _modes(cfg):
@@ -151,7 +151,7 @@ def check(cfg: Any) -> list[dict[str, Any]]:
     return report
 
 
-def _lenient_pairs(cfg: Any, mode: str, bad: list[dict[str, str]]) -> Source:
+def _lenient_pairs(cfg: Config, mode: str, bad: list[dict[str, str]]) -> Source:
     """The pairs of a mode; of a plain list also when some of its lines are bad."""
     try:
         return find_pairs(cfg, cfg.fold, mode)
@@ -170,7 +170,7 @@ def _lenient_pairs(cfg: Any, mode: str, bad: list[dict[str, str]]) -> Source:
         return Source(pairs, str(path), Path(path))
 
 
-def _check_files(cfg: Any, source: Source, bad: list[dict[str, str]]) -> list[Counts]:
+def _check_files(cfg: Config, source: Source, bad: list[dict[str, str]]) -> list[Counts]:
     """Pixel counts of the good masks (none for bad ones); problems are added to ``bad``."""
     binary = source.classes is not None
     job = partial(check_pair, binary=binary, allowed=allowed_values(cfg.fold, binary))
@@ -211,7 +211,7 @@ def check_pair(pair: Pair, binary: bool, allowed: range) -> tuple[Counts, list[t
 # ---------------------------------------------------------------------------- --stats
 
 
-def category_stats(cfg: Any) -> list[dict[str, Any]]:
+def category_stats(cfg: Config) -> list[dict[str, Any]]:
     """Per split and mode: pictures that the split uses, by how many categories they show."""
     rows = []
     for split in range(split_count(cfg)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from util.config import Config
 from util.data.episodes import EpisodeSampler
 from util.data.index import FoldIndex
 from util.data.transform import (
@@ -58,7 +59,7 @@ class EpisodeDataset(Dataset):
     used.
     """
 
-    def __init__(self, cfg: Any, index: FoldIndex, shot: int | None = None) -> None:
+    def __init__(self, cfg: Config, index: FoldIndex, shot: int | None = None) -> None:
         self.cfg, self.index, self.fold = cfg, index, cfg.fold
         self.sampler = EpisodeSampler(index, self.fold.base, shot or cfg.shot, cfg.manual_seed)
         self.transform = train_transform(cfg)
@@ -111,7 +112,7 @@ class SegmentationDataset(Dataset):
     :class:`FewShotError` naming a file that cannot be used.
     """
 
-    def __init__(self, cfg: Any, index: FoldIndex) -> None:
+    def __init__(self, cfg: Config, index: FoldIndex) -> None:
         self.cfg, self.index, self.fold = cfg, index, cfg.fold
         # A picture that is an entry for several classes (protocol hsnet) is one item here.
         self.positions = list(dict.fromkeys(index.entries))
@@ -153,7 +154,7 @@ class Picture(NamedTuple):
 class PictureDataset(Dataset):
     """Evaluation: item ``position`` is the :class:`Picture` of ``index.pairs[position]``."""
 
-    def __init__(self, cfg: Any, index: FoldIndex) -> None:
+    def __init__(self, cfg: Config, index: FoldIndex) -> None:
         self.index, self.transform = index, val_transform(cfg)
 
     def __len__(self) -> int:

@@ -19,12 +19,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from util.config import Config
 from util.config.folds import Fold
 from util.data.sources import Pair, Source, exists, find_pairs, read_list
 from util.data.transform import IGNORE, read_mask
@@ -184,7 +185,7 @@ def _read_cache(path: Path, fingerprint: str, length: int) -> list[Counts] | Non
 # ---------------------------------------------------------------------------- the index
 
 
-def build_index(cfg: Any, mode: str) -> FoldIndex:
+def build_index(cfg: Config, mode: str) -> FoldIndex:
     """What the configured split may use: ``mode`` train, val, test or base.
 
     ``val`` is validation while training; ``test`` the figures to report (other classes than
@@ -263,7 +264,7 @@ def _check_values(source: Source, counts: list[Counts], fold: Fold) -> None:
         _log.warning("warning: left out: %s", message)
 
 
-def select(cfg: Any, fold: Fold, mode: str, source: Source, counts: list[Counts]) -> FoldIndex:
+def select(cfg: Config, fold: Fold, mode: str, source: Source, counts: list[Counts]) -> FoldIndex:
     """Apply the protocol's rule to the counts.
 
     A picture is listed under each class of the fold that has ``min_pixels`` pixels in it, and is

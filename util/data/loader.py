@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from util.config import Config
 from util.runtime import distributed
 from util.runtime.errors import FewShotError
 from util.runtime.rng import epoch_order
@@ -61,7 +62,7 @@ class StepPlan:
         ]
 
 
-def make_plan(items: int, cfg: Any) -> StepPlan:
+def make_plan(items: int, cfg: Config) -> StepPlan:
     """The plan of this process from ``batch_size``, ``accumulate`` and the process group."""
     if items == 0:
         raise FewShotError(
@@ -96,7 +97,7 @@ def _stack(values: list[Any]) -> torch.Tensor:
 
 
 def load_steps(
-    dataset: Any, plan: StepPlan, cfg: Any, epoch: int, first: int, last: int
+    dataset: Any, plan: StepPlan, cfg: Config, epoch: int, first: int, last: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Steps first..last-1 of ``epoch``, each a list of ``accumulate`` batches (dicts of tensors).
 

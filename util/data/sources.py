@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from util.config import Config
 from util.config.folders import Pair, class_folders
 from util.config.folds import Fold, by_folder, class_root
 from util.runtime.errors import FewShotError
@@ -59,7 +60,7 @@ class Source:
         return {p: group[0] for group in places.values() if len(group) > 1 for p in group}
 
 
-def find_pairs(cfg: Any, fold: Fold, mode: str) -> Source:
+def find_pairs(cfg: Config, fold: Fold, mode: str) -> Source:
     """The pairs that ``cfg`` names for ``mode``: train for the training list, else validation."""
     if by_folder(cfg):
         return _folder_source(cfg, fold)
@@ -74,7 +75,7 @@ def find_pairs(cfg: Any, fold: Fold, mode: str) -> Source:
     return Source(read_list(path, cfg.data_root, cfg.allow_outside_root), str(path), cache)
 
 
-def _cache(cfg: Any, data: Path) -> Path:
+def _cache(cfg: Config, data: Path) -> Path:
     """Where the scan of a list or folder is kept: beside a list in ``lists/``, else below
     ``exp_root``, since the folders of data belong to the user and may be shared or read-only."""
     place = os.path.realpath(data)
@@ -196,7 +197,7 @@ def _short(text: str) -> str:
 # ---------------------------------------------------------------------------- class folders
 
 
-def _folder_source(cfg: Any, fold: Fold) -> Source:
+def _folder_source(cfg: Config, fold: Fold) -> Source:
     root = class_root(cfg)
     found = class_folders(root, list(fold.names.values()))
     pairs, classes = [], []
@@ -209,7 +210,7 @@ def _folder_source(cfg: Any, fold: Fold) -> Source:
 # ---------------------------------------------------------------------------- published indexes
 
 
-def _published_source(cfg: Any, fold: Fold, mode: str, path: Path, cache: Path) -> Source:
+def _published_source(cfg: Config, fold: Fold, mode: str, path: Path, cache: Path) -> Source:
     """``data_list_i.txt`` with its ``sub_class_file_list_i.txt``, as BAM and HDMNet publish them.
 
     Their paths begin with the authors' own data folder, which is replaced by ``data_root``.

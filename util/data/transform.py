@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from util.config import Config
 from util.data.masks import IGNORE
 from util.data.reading import read_image, read_mask, read_pair  # noqa: F401 - one door to both
 
@@ -214,19 +215,19 @@ class Crop:
         return [array[top : top + self.height, left : left + self.width] for array in arrays]
 
 
-def train_transform(cfg: Any) -> Transform:
+def train_transform(cfg: Config) -> Transform:
     """Episodes: scale, rotation, blur, flip, then a plain resize to train_h x train_w."""
     resize = Resize(cfg.train_h, cfg.train_w)
     return Transform((*_augment(cfg), resize) if cfg.augment else (resize,))
 
 
-def base_train_transform(cfg: Any) -> Transform:
+def base_train_transform(cfg: Config) -> Transform:
     """Stage 1: scale, rotation, blur, flip, then a random crop of train_h x train_w."""
     crop = Crop(cfg.train_h, cfg.train_w, cfg.padding_label)
     return Transform((*_augment(cfg), crop) if cfg.augment else (Resize(cfg.train_h, cfg.train_w),))
 
 
-def _augment(cfg: Any) -> tuple[Step, ...]:
+def _augment(cfg: Config) -> tuple[Step, ...]:
     steps = (
         Scale(cfg.scale_min, cfg.scale_max),
         Rotate(cfg.rotate_min, cfg.rotate_max, cfg.padding_label),
@@ -288,6 +289,6 @@ class ValTransform:
         ]
 
 
-def val_transform(cfg: Any) -> ValTransform:
+def val_transform(cfg: Config) -> ValTransform:
     """Evaluation: ``val_size`` squared, stretched or padded as ``resized_val`` says."""
     return ValTransform(cfg.val_size, cfg.resized_val)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from util.config import Config
 from util.config.folds import split_count
 from util.config.schema import KEYS, SECTIONS
 from util.data.episodes import Episode
@@ -55,7 +56,7 @@ class Result:
     left_out: list[str] = field(default_factory=list)
 
     def to_json(
-        self, cfg: Any, weight: str | Path | None, trained: dict[str, Any] | None = None
+        self, cfg: Config, weight: str | Path | None, trained: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """The content of ``test.py --output``; trained: what the weights were trained on, None
         where that cannot be known."""
@@ -119,7 +120,7 @@ class Result:
         return grid(rows)
 
 
-def settings(cfg: Any) -> dict[str, Any]:
+def settings(cfg: Config) -> dict[str, Any]:
     """The options without which results must not be compared, as ``result.json`` states them."""
     stated = {name: getattr(cfg, name) for name in STATED}
     for name in CHANGED:
@@ -234,7 +235,7 @@ def _leakage(tally: Tally) -> dict[str, dict[str, int]]:
     }
 
 
-def learnable_parameters(model: nn.Module, cfg: Any) -> int:
+def learnable_parameters(model: nn.Module, cfg: Config) -> int:
     """How many numbers :func:`build_optimizer` lets training change."""
     params = (p for group in model.param_groups(cfg) for p in group["params"])
     return sum(p.numel() for p in params if p.requires_grad)

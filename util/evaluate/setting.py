@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from model.fewshot import FewShotModel
+from util.config import Config
 from util.data.dataset import Picture, PictureDataset
 from util.data.episodes import EpisodeSampler
 from util.data.index import FoldIndex
@@ -29,7 +28,7 @@ class Setting:
 
     def __init__(
         self,
-        cfg: Any,
+        cfg: Config,
         index: FoldIndex,
         device: torch.device | str = "cpu",
         keep_frozen: bool = False,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.fewshot import Output
 from model.layers import align
+from util.config import Config
 from util.data.index import FoldIndex
 from util.data.transform import IGNORE, precise, restore
 from util.evaluate.metrics import BinaryCounts, ClassCounts, ThresholdCounts
@@ -33,7 +34,7 @@ class Tally:
 
     def __init__(
         self,
-        cfg: Any,
+        cfg: Config,
         index: FoldIndex,
         device: torch.device,
         runs: int,

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from model.fewshot import FewShotModel, join_shots, map_tensors
+from util.config import Config
 from util.evaluate.cache import ByteCache
 from util.evaluate.plan import Job, remaining
 from util.evaluate.reader import PictureReader
@@ -191,7 +192,7 @@ class Naive(Way):
             after()
 
 
-def episodes_at_once(cfg: Any, device: torch.device) -> int:
+def episodes_at_once(cfg: Config, device: torch.device) -> int:
     """How many episodes about one query are matched together.
 
     ``batch_size_val``, or chosen by size and number of supports; one in textbook form, the

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ import torchvision
 from util.runtime.files import write_atomically
 
 
-def write_run_record(path: Path, cfg: Any, **facts: Any) -> None:
+def write_run_record(path: Path, config: Mapping[str, Any], **facts: Any) -> None:
     """How a result came about: command, time, ``facts``, versions, resolved configuration."""
     record = {
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **facts,
         "versions": versions(),
-        "config": cfg.to_dict(),
+        "config": config,
     }
     text = json.dumps(record, indent=2, default=str) + "\n"
     write_atomically(path, text.encode())

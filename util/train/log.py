@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from util.config import Config
 from util.runtime import distributed
 from util.runtime.errors import FewShotError
 from util.runtime.files import file_name
@@ -100,10 +101,10 @@ class RunLog:
     def _unwritable(self, name: str, error: OSError) -> FewShotError:
         return FewShotError(f"cannot write {self.folder / name}: {error.strerror or error}")
 
-    def run_json(self, cfg: Any, **facts: Any) -> None:
+    def run_json(self, cfg: Config, **facts: Any) -> None:
         """``run.json``, see :func:`write_run_record`."""
         if not self._quiet:
-            write_run_record(self.folder / "run.json", cfg, **facts)
+            write_run_record(self.folder / "run.json", cfg.to_dict(), **facts)
 
     def close(self) -> None:
         """Finish the event file."""

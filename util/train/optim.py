@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
+
+from util.config import Config
 
 _WARMUP_START = 0.1  # share of base_lr at iteration 0, as in BAM
 
 
-def build_optimizer(model: nn.Module, cfg: Any) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, cfg: Config) -> torch.optim.Optimizer:
     """AdamW (0.9, 0.999), SGD with momentum, or Adam over ``model.param_groups(cfg)``.
 
     Each group is a dict of ``params``, ``lr_scale`` (its learning rate is that multiple of
@@ -32,7 +32,7 @@ def build_optimizer(model: nn.Module, cfg: Any) -> torch.optim.Optimizer:
     return kinds[cfg.optimizer](groups, cfg.base_lr, betas=(0.9, 0.999), weight_decay=decay)
 
 
-def learning_rate(cfg: Any, iteration: int, max_iterations: int) -> float:
+def learning_rate(cfg: Config, iteration: int, max_iterations: int) -> float:
     """Learning rate of scale 1 at ``iteration``, 1..``max_iterations``.
 
     ``base_lr * (1 - iteration / max_iterations) ** power``: zero at the last iteration, as
@@ -48,7 +48,7 @@ def learning_rate(cfg: Any, iteration: int, max_iterations: int) -> float:
 
 
 def update_lr(
-    optimizer: torch.optim.Optimizer, cfg: Any, iteration: int, max_iterations: int
+    optimizer: torch.optim.Optimizer, cfg: Config, iteration: int, max_iterations: int
 ) -> float:
     """Set every group's learning rate for ``iteration`` (from 1) and return that of scale 1."""
     rate = learning_rate(cfg, iteration, max_iterations)

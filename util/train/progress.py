@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from util.config import Config
 from util.data.loader import StepPlan
 from util.runtime.errors import FewShotError
 from util.runtime.record import versions
@@ -46,7 +47,7 @@ def snapshot(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     plan: StepPlan,
-    cfg: Any,
+    cfg: Config,
 ) -> dict[str, Any]:
     """The state dict of a checkpoint: tensors and plain values only.
 
@@ -77,7 +78,7 @@ def starting_point(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     plan: StepPlan,
-    cfg: Any,
+    cfg: Config,
     seen: tuple[str, ...] = (),
 ) -> Progress:
     """The beginning, or where the checkpoint ``resume`` stands: a file, or 'auto' for the newest
@@ -95,7 +96,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     plan: StepPlan,
-    cfg: Any,
+    cfg: Config,
 ) -> Progress:
     """Put everything back as :func:`snapshot` found it.
 

@@ -20,7 +20,7 @@ from util.weights.pretrained import load_pretrained
 _log = logging.getLogger(__name__)
 
 
-def weight_file(cfg: Any, weight: str | Path | None = None) -> Path:
+def weight_file(cfg: Config, weight: str | Path | None = None) -> Path:
     """The checkpoint to evaluate: the argument, ``cfg.weight``, or best.pth of the run's folder.
 
     Raises FewShotError when there is no such file.

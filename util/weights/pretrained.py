@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from model.encoder import TIMM
+from util.config import Config
 from util.runtime.errors import FewShotError
 from util.weights.checkpoint import LoadReport, load_weights, read_checkpoint
 from util.weights.identity import Use, check, origin_of
@@ -26,7 +27,7 @@ class Start(NamedTuple):
     note: str | None = None
 
 
-def load_pretrained(model: nn.Module, cfg: Any, known: bool = False) -> Start:
+def load_pretrained(model: nn.Module, cfg: Config, known: bool = False) -> Start:
     """Fill the frozen part from stage 1 (``cfg.base_weight``), or the encoder from
     ``cfg.pretrained``: a file, 'torchvision' or 'timm' (downloaded once by these themselves), or
     'none' (the weights stay random).
@@ -56,7 +57,7 @@ def load_pretrained(model: nn.Module, cfg: Any, known: bool = False) -> Start:
     return _from_file(model, cfg, cfg.pretrained, known)
 
 
-def _from_file(model: nn.Module, cfg: Any, path: str, known: bool) -> Start:
+def _from_file(model: nn.Module, cfg: Config, path: str, known: bool) -> Start:
     content, label = read_checkpoint(path), f"weight file {path}"
     if known:
         return Start(load_weights(model, content, label=label))
