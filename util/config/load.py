@@ -10,30 +10,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
+from util.config.architectures import ARCHITECTURES, facts_of
 from util.config.folds import Fold, fold_of, given_splits, split_count
+from util.config.parse import YAML_ERRORS, first_line, parse
 from util.config.schema import FOREIGN_SECTIONS, IGNORED, KEYS, SECTIONS, BadValue, show
 from util.runtime.errors import FewShotError
 from util.runtime.files import expanded
 
-# What yaml.safe_load raises on hostile text: its own errors, and bare ones out of the constructors
-# of dates, numbers and booleans or from deep nesting.
-_YAML_ERRORS = (
-    yaml.YAMLError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-)
-_MAX_BYTES = 1 << 20
 _LISTED = ("pascal", "coco", "demo")  # other data sets without lists have a folder a class
 _EPISODES = {"pascal": 1000, "coco": 10000, "fss": 2400}
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -130,7 +120,7 @@ class Config:
         data_set = f"{self.data_set}_from_{self.trained_on}" if self.trained_on else self.data_set
         backbone = self.backbone.replace("/", "_")
         folder = Path(self.exp_root, data_set, self.arch, f"split{self.split}", backbone)
-        if not _facts(self.arch).is_base:
+        if not facts_of(self.arch).is_base:
             folder /= f"{self.shot}shot"
         return folder / self.name if self.name else folder
 
@@ -187,7 +177,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
 def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], list[str]]:
     """Values given by a file and those it inherits from, and notes about ignored keys."""
     source = str(path)
-    document = _parse(path)
+    document = parse(path)
     if document is None:
         document = {}
     if not isinstance(document, dict):
@@ -209,51 +199,6 @@ def _read(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], list[str
         notes.extend(more)
     values, more = _convert(_entries(document, source))
     return {**given, **values}, [*notes, *more]
-
-
-def _parse(path: Path) -> Any:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise FewShotError(f"{path}: there is no such configuration file") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FewShotError(f"{path}: the configuration cannot be read ({reason})") from error
-    if len(data) > _MAX_BYTES:
-        raise FewShotError(f"{path}: too large for a configuration (over 1 MiB)")
-    try:
-        text = data.decode("utf-8-sig")
-        document = yaml.safe_load(text)
-        twice = _duplicate(yaml.compose(text, Loader=yaml.SafeLoader))
-    except _YAML_ERRORS as error:
-        raise FewShotError(f"{path}: not valid YAML ({_first_line(error)})") from error
-    if twice:
-        raise FewShotError(f"{path}: {twice} is given twice")
-    return document
-
-
-def _duplicate(node: yaml.Node | None, depth: int = 2) -> str | None:
-    """A key that a mapping of the first two levels holds twice (YAML keeps the last, silently)."""
-    if depth == 0 or not isinstance(node, yaml.MappingNode):
-        return None
-    seen = set()
-    for key, value in node.value:
-        name = show(key.value)
-        if name in seen:
-            return name.strip("'\"")
-        seen.add(name)
-        if twice := _duplicate(value, depth - 1):
-            return twice
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is not None:
-        return f"line {mark.line + 1}: {getattr(error, 'problem', None) or 'syntax error'}"
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
 
 
 Entry = tuple[str, Any, str]
@@ -320,11 +265,11 @@ def _override_value(name: str, text: str) -> Any:
         return None if key.null else ""
     try:
         value = yaml.safe_load(text)
-    except _YAML_ERRORS as error:
+    except YAML_ERRORS as error:
         if takes_text:  # a path such as "a: [b" is no YAML, and need not be
             return text
         raise FewShotError(
-            f"override {show(name)}: {show(text)} is not valid YAML ({_first_line(error)})"
+            f"override {show(name)}: {show(text)} is not valid YAML ({first_line(error)})"
         ) from error
     return text if takes_text and not (value is None or isinstance(value, str)) else value
 
@@ -381,7 +326,7 @@ def _make(given: Mapping[str, Any], source: str, notes: Sequence[str]) -> Config
     values = {name: given.get(name, key.default) for name, key in KEYS.items()}
     _fill(values)
     cfg = Config(values, given, source, notes)
-    base_learner = _facts(cfg.arch).base_learner
+    base_learner = facts_of(cfg.arch).base_learner
     if base_learner and not values["base_weight"]:
         stage1 = Config({**values, "arch": base_learner, "name": ""}, {}, source, ())
         values["base_weight"] = str(stage1.exp_dir() / "best.pth")
@@ -400,7 +345,7 @@ def _fill(values: dict[str, Any]) -> None:
     derived = {
         "data_root": f"data/{data_set}",
         "episodes": _EPISODES.get(data_set, 200),
-        "optimizer": _facts(values["arch"]).optimizer,
+        "optimizer": facts_of(values["arch"]).optimizer,
         "pretrained": "torchvision" if values["stem"] == "7x7" else weights,
     }
     if data_set in _LISTED:
@@ -413,12 +358,12 @@ def _fill(values: dict[str, Any]) -> None:
 
 def _problems(cfg: Config) -> Iterable[str]:
     """Sentences about values that are fine alone and impossible together."""
-    facts = _facts(cfg.arch)
-    if cfg.arch not in _ARCHITECTURES:
-        from model import ARCHITECTURES  # only a name that is not in the table pays for torch
+    facts = facts_of(cfg.arch)
+    if cfg.arch not in ARCHITECTURES:
+        import model  # only a name that is not in the table pays for torch
 
-        if cfg.arch not in ARCHITECTURES:
-            nearest = _nearest(cfg.arch, ARCHITECTURES)
+        if cfg.arch not in model.ARCHITECTURES:
+            nearest = _nearest(cfg.arch, model.ARCHITECTURES)
             yield f"arch {show(cfg.arch)} is not in this project; nearest: {nearest}"
     for name in ("data_set", "name"):
         value = getattr(cfg, name)
@@ -453,44 +398,6 @@ def _problems(cfg: Config) -> Iterable[str]:
             nearby = (size + sign * step for step in range(1, 1025) for sign in (1, -1))
             works = next(other for other in nearby if facts.fits(cfg, other))
             yield f"{name} {size} does not suit {cfg.arch} with {cfg.backbone}; {works} works"
-
-
-def _pyramid_fits(cfg: Config, size: int) -> bool:
-    """HDMNet: the finest grid must fill one window of the first self-attention's reduction, 4x4."""
-    return size > 3 * (16 if cfg.backbone == "vgg16" else 8)
-
-
-def _hypercorrelation_fits(cfg: Config, size: int) -> bool:
-    """HSNet: the squeezed support grids of the pyramid's levels must be equally large.
-
-    The backbone's grids have size / 8, 16, 32 positions, rounded up in ResNets and down in VGG; the
-    squeezing blocks divide them by 32, 16 and 8, rounding up.
-    """
-    squeezed = set()
-    for stride in cfg.pyramid:
-        grid = size // stride if cfg.backbone == "vgg16" else -(-size // stride)
-        squeezed.add(-(-grid // (256 // stride)))
-    return len(squeezed) == 1 and 0 not in squeezed
-
-
-class _Facts(NamedTuple):
-    """What the configuration must know about an architecture beyond its registered name."""
-
-    optimizer: str = "adamw"
-    base_learner: str | None = None  # the architecture that stage 1 trains for it
-    is_base: bool = False
-    fits: Callable[[Config, int], bool] = lambda cfg, size: True
-
-
-_ARCHITECTURES = {
-    "HDMNet": _Facts(base_learner="PSPNet", fits=_pyramid_fits),
-    "HSNet": _Facts(optimizer="adam", fits=_hypercorrelation_fits),
-    "PSPNet": _Facts(optimizer="sgd", is_base=True),
-}
-
-
-def _facts(arch: str) -> _Facts:
-    return _ARCHITECTURES.get(arch, _Facts())
 
 
 # ---------------------------------------------------------------------------- wording
