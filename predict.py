@@ -4,7 +4,8 @@
         --support mug1.jpg mug1.png mug --support desk.jpg box:40,60,200,180 mug \\
         --query photos/ --output out/
 
-Supports one by one (``--support IMAGE MASK [CLASS]``) or as a folder a class (``--supports DIR``).
+Supports one by one (``--support IMAGE MASK [CLASS]``), or all that a folder, or an annotation file
+of labelme or COCO, holds (``--supports PATH``).
 Every picture gets a label PNG, an overlay, a probability map a class, the correlation map of each
 stage and a JSON summary. Run again, the same command goes on where it stopped. See docs/predict.md.
 """
@@ -16,93 +17,22 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from util.config.folders import class_folders
-from util.data.coco import CocoFile
+from util.data.annotations import annotation_file
 from util.data.transform import read_image
 from util.predict.files import claim, find_queries, finished, remove_outdated, stamp
 from util.predict.predictor import FewShotPredictor
+from util.predict.supports import Support, supports_in, supports_named
 from util.predict.writing import summarise, write_results
-from util.prepare.steps import LYING, picture_size
 from util.runtime.errors import FewShotError, Interrupted, run
-from util.runtime.files import expanded, user_path, write_json
+from util.runtime.files import expanded, write_json
 from util.weights.load import model_of
-
-# ---------------------------------------------------------------------------------------- supports
-
-
-class Support:
-    """One annotated picture as the command line names it.
-
-    ``mask`` is the path of a mask, ``mask.png#7`` for one label of it, ``box:x0,y0,x1,y1``, or a
-    COCO annotation file (``.json``), whose objects of category ``class_name`` are taken.
-    """
-
-    def __init__(self, image: Path, mask: str, class_name: str) -> None:
-        self.image, self.mask, self.class_name = image, mask, class_name
-
-    def annotation(self, read_coco: Callable[[Path], CocoFile] = CocoFile) -> dict[str, Any]:
-        """Keyword arguments for :meth:`FewShotPredictor.add_support`.
-
-        read_coco: reads a COCO file; many supports may share one, which can be large.
-        """
-        if self.mask.startswith("box:"):
-            try:
-                box = [float(value) for value in self.mask[4:].split(",")]
-            except ValueError:
-                box = []
-            if len(box) != 4:
-                raise FewShotError(f"'{self.mask}' is no box: write box:x0,y0,x1,y1 in pixels")
-            return {"box": box}
-        if self.mask.lower().endswith(".json"):
-            return {"mask": self._from_coco(read_coco(Path(self.mask)))}
-        path, label = self._labelled()
-        return {"mask": path} if label is None else {"mask": path, "label": label}
-
-    def _labelled(self) -> tuple[Path, int | None]:
-        """The path of the mask, and the label that follows it (``mask.png#7``)."""
-        path, _, label = self.mask.rpartition("#")
-        asked = path and label.isascii() and label.isdecimal() and len(label) < 10
-        return (Path(path), int(label)) if asked else (Path(self.mask), None)
-
-    def _from_coco(self, annotations: CocoFile) -> np.ndarray:
-        stored, orientation = picture_size(self.image)
-        # As it is shown; a mask that fits the stored pixels alone is understood as such.
-        sizes = [stored[::-1], stored] if orientation in LYING else [stored]
-        mask, crowds = annotations.support_mask(self.image, self.class_name, sizes)
-        if crowds:
-            tqdm.write(
-                f"left out: {crowds} crowd(s) of '{self.class_name}' on {self.image}, where "
-                f"{annotations.path} has single objects too",
-                file=sys.stderr,
-            )
-        return mask
-
-    def files(self) -> list[Path]:
-        """The files that it is read from."""
-        if self.mask.startswith("box:"):
-            return [self.image]
-        return [self.image, self._labelled()[0]]
-
-
-def support_folder(folder: Path) -> list[Support]:
-    """Supports of a folder a class, see :func:`util.config.folders.class_folders`."""
-    found = class_folders(folder)
-    if found.passed_over:
-        print(f"{folder}: no classes: {', '.join(found.passed_over)}", file=sys.stderr)
-    return [
-        Support(pair.image, str(pair.mask), name)
-        for name, pairs in found.pairs.items()
-        for pair in pairs
-    ]
-
 
 # -------------------------------------------------------------------------- what is done already
 
@@ -110,7 +40,7 @@ def support_folder(folder: Path) -> list[Support]:
 def fingerprint(supports: Sequence[Support], weight: Path, settings: dict[str, Any]) -> str:
     """Changes whenever results could: weights, supports (their content) and settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in (weight, *(file for support in supports for file in support.files())):
+    for path in dict.fromkeys((weight, *(f for support in supports for f in support.files()))):
         try:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
@@ -184,10 +114,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar=("IMAGE", "MASK"),
-        help="IMAGE MASK [CLASS]; MASK is a file, mask.png#LABEL, box:x0,y0,x1,y1 or a COCO .json",
+        help="IMAGE MASK [CLASS]; MASK is a file, mask.png#LABEL, box:x0,y0,x1,y1 or the .json of "
+        "labelme or COCO",
     )
     parser.add_argument(
-        "--supports", type=expanded, metavar="DIR", help="folder with a folder of supports a class"
+        "--supports",
+        type=expanded,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="a folder with a folder a class, or with pictures and the .json of labelme or COCO; "
+        "or such a .json",
     )
     parser.add_argument(
         "--query",
@@ -216,15 +154,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     cfg, weight = model_of(options.config, options.weight, options.opts)
-    supports = support_folder(Path(options.supports)) if options.supports else []
+    read = cache(annotation_file)
+    supports: list[Support] = []
+    for path in options.supports:
+        found, left_out = supports_in(Path(path), read)
+        supports += found
+        for line in left_out:
+            print(line, file=sys.stderr)
     for values in options.support:
-        if len(values) not in (2, 3):
-            raise FewShotError(f"--support takes IMAGE MASK [CLASS], not {' '.join(values)}")
-        supports.append(
-            Support(user_path(values[0]), expanded(values[1]), (values + ["object"])[2])
-        )
+        supports += supports_named(values, read)
     if not supports:
-        raise FewShotError("no supports: give --support IMAGE MASK [CLASS] or --supports DIR")
+        raise FewShotError("no supports: give --support IMAGE MASK [CLASS] or --supports PATH")
     output = Path(options.output)
     queries, passed_over = find_queries(options.query, output)
     if passed_over:
@@ -233,10 +173,9 @@ def main() -> None:
     held = claim(output, queries, run_id)
 
     predictor = FewShotPredictor.from_config(cfg, weight, options.device, options.head)
-    read_coco = cache(CocoFile)
     for support in tqdm(supports, desc="supports", unit="picture"):
         predictor.add_support(
-            support.image, class_name=support.class_name, **support.annotation(read_coco)
+            support.image, class_name=support.class_name, **support.annotation(read)
         )
     try:
         summary = predict_all(predictor, queries, output, run_id)

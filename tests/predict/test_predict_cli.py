@@ -66,7 +66,7 @@ def test_folder_to_folder(monkeypatch, weight, place):
         "c.jpg",
     ]
     predictor = FewShotPredictor(untrained(small_config()), small_config(), "cpu")
-    for support in predict.support_folder(place / "supports"):
+    for support in predict.supports_in(place / "supports")[0]:
         predictor.add_support(support.image, class_name=support.class_name, **support.annotation())
     for entry, name in zip(summary["pictures"], ("a", "b", "deep/c"), strict=True):
         image = read_image(entry["file"])
@@ -181,22 +181,72 @@ def test_support_kinds(monkeypatch, weight, place):
                  "--query", place / "photos", "--output", place / "out2")  # fmt: skip
 
 
+def test_annotation_files(monkeypatch, weight, place):
+    """Whatever annotations are kept in, the same supports give the same result."""
+    image, _ = disc((60, 80), 1)
+    square = [20, 10, 50, 10, 50, 40, 20, 40]
+    labelme, coco = place / "labelme", place / "coco"
+    for folder in (labelme, coco):
+        write(folder / "s.png", image)
+    shapes = [
+        {"label": "pan", "shape_type": "rectangle", "points": [[50, 10], [20, 40]]},
+        {"label": "lid", "shape_type": "polygon", "points": [[0, 0], [30, 0], [30, 30]]},
+    ]
+    (labelme / "s.json").write_text(
+        json.dumps({"shapes": shapes, "imagePath": "s.png", "imageHeight": 60, "imageWidth": 80})
+    )
+    objects = [
+        {"image_id": 1, "category_id": 1, "segmentation": [square]},
+        {"image_id": 1, "category_id": 2, "segmentation": [[0, 0, 30, 0, 30, 30]]},
+    ]
+    names = [{"id": 1, "name": "pan"}, {"id": 2, "name": "lid"}]
+    listed = [{"id": 1, "file_name": "s.png", "height": 60, "width": 80}]
+    (coco / "c.json").write_text(
+        json.dumps({"images": listed, "categories": names, "annotations": objects})
+    )
+    ways = (
+        ("--supports", labelme),
+        ("--supports", coco / "c.json"),
+        ("--support", labelme / "s.png", labelme / "s.json"),
+        ("--support", coco / "s.png", coco / "c.json", "pan",
+         "--support", coco / "s.png", coco / "c.json", "lid"),
+    )  # fmt: skip
+    found = []
+    for number, way in enumerate(ways):
+        out = place / f"out{number}"
+        call(monkeypatch, weight, *way, "--query", place / "photos" / "a.jpg", "--output", out)
+        assert list(json.loads((out / "summary.json").read_text())["classes"]) == ["pan", "lid"]
+        found.append(np.array(Image.open(out / "labels" / "a.png")))
+    predictor = FewShotPredictor(untrained(small_config()), small_config(), "cpu")
+    assert predictor.add_supports(labelme) == []
+    found.append(predictor.predict(place / "photos" / "a.jpg").mask)
+    predictor.reset()
+    for name in ("pan", "lid"):
+        predictor.add_support(str(coco / "s.png"), coco / "c.json", name)
+    found.append(predictor.predict(place / "photos" / "a.jpg").mask)
+    assert all((labels == found[0]).all() for labels in found) and found[0].any()
+    with pytest.raises(FewShotError, match="c.json has no category 'cup'; it has: lid, pan"):
+        predictor.add_support(coco / "s.png", coco / "c.json", "cup")
+    with pytest.raises(FewShotError, match="c.json goes with the path of its picture"):
+        predictor.add_support(image, coco / "c.json", "pan")
+
+
 def test_support_folders(place):
     for number in range(2):
         image, mask = disc((50, 60), number)
         write(place / "apart" / "cup" / "images" / f"{number}.png", image)
         write(place / "apart" / "cup" / "masks" / f"{number}.png", mask)
-    found = predict.support_folder(place / "apart")
+    found, _ = predict.supports_in(place / "apart")
     assert [(s.image.parent.name, Path(s.mask).parent.name) for s in found] == [
         ("images", "masks")
     ] * 2
     (place / "apart" / "cup" / "masks" / "1.png").unlink()
     with pytest.raises(FewShotError, match="1.png has no mask"):
-        predict.support_folder(place / "apart")
+        predict.supports_in(place / "apart")
     with pytest.raises(FewShotError, match="deep: 1 picture .c.jpg. lies beside the class folders"):
-        predict.support_folder(place / "photos" / "deep")
+        predict.supports_in(place / "photos" / "deep")
     with pytest.raises(FewShotError, match="there is no folder .*nowhere"):
-        predict.support_folder(place / "nowhere")
+        predict.supports_in(place / "nowhere")
 
 
 def test_query_names(place):

@@ -189,7 +189,7 @@ def test_predict_writes_what_the_predictor_says(trained, monkeypatch, tmp_path):
     predict.main()
     (entry,) = json.loads((out / "summary.json").read_text())["pictures"]
     predictor = FewShotPredictor.from_config(*model_of(None, best), "cpu")
-    for support in predict.support_folder(tmp_path / "supports"):
+    for support in predict.supports_in(tmp_path / "supports")[0]:
         predictor.add_support(support.image, class_name=support.class_name, **support.annotation())
     expected = predictor.predict(read_image(query))
     labels = [int((expected.mask == number).sum()) for number in (1, 2)]

@@ -74,7 +74,7 @@ def class_folders(root: str | Path, names: Sequence[str] | None = None) -> Class
         names = [name for name in found if not is_hidden(name)]
         if loose := [file.name for file in files if is_picture(file)]:
             raise FewShotError(
-                f"{root}: {_named(loose, 'picture')} beside the class folders; move what belongs "
+                f"{root}: {_lying(loose, 'picture')} beside the class folders; move what belongs "
                 "to a class into its folder and the rest away"
             )
     if not names:
@@ -105,7 +105,7 @@ def folder_pairs(folder: Path) -> list[Pair]:
     unused = [str(path.relative_to(folder)) for path in searched(folder) if path not in used]
     if unused:
         raise FewShotError(
-            f"{folder}: {_named(unused, 'picture')} in no pair; a class folder holds {_LAYOUT}, "
+            f"{folder}: {_lying(unused, 'picture')} in no pair; a class folder holds {_LAYOUT}, "
             "and no pictures elsewhere"
         )
     if not pairs:
@@ -116,23 +116,31 @@ def folder_pairs(folder: Path) -> list[Pair]:
     return pairs
 
 
-def searched(folder: Path, leave_out: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+def searched(
+    folder: Path,
+    leave_out: Callable[[Path], bool] | None = None,
+    wanted: Callable[[Path], bool] = is_picture,
+) -> Iterator[Path]:
     """Pictures in ``folder`` and the folders below, sorted; hidden ones are passed over.
 
     leave_out: says which folders below, by their path, are not entered.
+    wanted: says which files, by their path, are looked for.
     """
-    yield from _searched(folder, leave_out, (os.path.realpath(folder),))
+    yield from _searched(folder, leave_out, wanted, (os.path.realpath(folder),))
 
 
 def _searched(
-    folder: Path, leave_out: Callable[[Path], bool] | None, above: tuple[str, ...]
+    folder: Path,
+    leave_out: Callable[[Path], bool] | None,
+    wanted: Callable[[Path], bool],
+    above: tuple[str, ...],
 ) -> Iterator[Path]:
     folders, files = _content(folder)
-    yield from filter(is_picture, files)
+    yield from filter(wanted, files)
     for path in folders:
         place = os.path.realpath(path)  # links may lead in a circle
         if not (is_hidden(path.name) or place in above or (leave_out and leave_out(path))):
-            yield from _searched(path, leave_out, (*above, place))
+            yield from _searched(path, leave_out, wanted, (*above, place))
 
 
 def _apart(images: Path, masks: Path) -> list[Pair]:
@@ -212,11 +220,15 @@ def _content(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(folders), sorted(files)
 
 
-def _named(names: Sequence[str], what: str) -> str:
-    """``2 pictures (a.jpg, b.jpg) lie``: a number and the first names, as begin of a clause."""
+def named(names: Sequence[str], what: str) -> str:
+    """``2 pictures (a.jpg, b.jpg)``: a number and the first names."""
     more = ", ..." if len(names) > _SHOWN else ""
-    verb, plural = ("lies", "") if len(names) == 1 else ("lie", "s")
-    return f"{len(names)} {what}{plural} ({', '.join(names[:_SHOWN])}{more}) {verb}"
+    plural = "" if len(names) == 1 else "s"
+    return f"{len(names)} {what}{plural} ({', '.join(names[:_SHOWN])}{more})"
+
+
+def _lying(names: Sequence[str], what: str) -> str:
+    return f"{named(names, what)} {'lies' if len(names) == 1 else 'lie'}"
 
 
 def _listed(names: Iterable[str]) -> str:

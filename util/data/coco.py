@@ -19,11 +19,21 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from util.data.shapes import Size, numbers, pixels, polygon_mask, run_length_mask
+from util.data.shapes import (
+    Size,
+    fitting,
+    frame_of,
+    numbers,
+    polygon_mask,
+    run_length_mask,
+)
 from util.runtime.errors import FewShotError
 
 Key = int | str
-MOST_PIXELS = 2**29  # of a picture: pycocotools counts with 32 bits
+
+
+class NotListed(FewShotError):
+    """A picture that an annotation file says nothing about."""
 
 
 class Annotation(NamedTuple):
@@ -69,6 +79,9 @@ class Listed(NamedTuple):
 class CocoFile:
     """A COCO instances file, read whole and its parts checked.
 
+    Args:
+        content: of the file, where :func:`read_json` has read it already.
+
     Attributes:
         pictures: in file order.
         categories: id -> name.
@@ -78,14 +91,9 @@ class CocoFile:
         FewShotError: it cannot be read, or is no such file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: Any = None) -> None:
         self.path = path
-        try:
-            # Bytes: UTF-8 with or without a byte order mark and UTF-16 are told apart by it.
-            content = json.loads(path.read_bytes(), object_hook=_compact)
-        except (OSError, ValueError, RecursionError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise FewShotError(f"{path} cannot be read as JSON ({reason})") from error
+        content = read_json(path) if content is None else content
         pictures: dict[Key, Listed] = {}
         for item in self._items(content, "images", "id", "file_name"):
             found = Listed(self._key(item["id"]), str(item["file_name"]), self._frame(item))
@@ -136,13 +144,10 @@ class CocoFile:
         if not objects:
             raise FewShotError(f"{self.path} has no '{class_name}' on {listed.name}")
         frame = listed.frame or sizes[0]
-        size = next((s for s in sizes if s == frame), None)
-        size = size or next((s for s in sizes if _alike(frame, s)), None)
-        if size is None:
-            raise FewShotError(
-                f"{self.path} says that {listed.name} has {pixels(frame)}, but it has "
-                f"{pixels(sizes[0])}: another shape, so that its annotations do not fit"
-            )
+        try:
+            size = fitting(frame, sizes)
+        except FewShotError as error:
+            raise FewShotError(f"{self.path} says that {listed.name} {error}") from error
         chosen = [found for found in objects if not found.crowd] or objects
         mask = np.zeros(size, np.uint8)
         for found in chosen:
@@ -154,6 +159,45 @@ class CocoFile:
                 ) from error
         return mask, len(objects) - len(chosen)
 
+    def classes_on(self, image: Path) -> list[str]:
+        """Names of the categories that have an object on the picture, in the file's order.
+
+        Raises:
+            FewShotError: the file lists no such picture, or an object of no category.
+        """
+        found = {each.category for each in self.objects.get(self._find(image).id, ())}
+        if unknown := found - self.categories.keys():
+            raise FewShotError(f"{self.path} has no category {min(map(str, unknown))}")
+        return [name for key, name in self.categories.items() if key in found]
+
+    def annotated(self, pictures: Sequence[Path]) -> list[Path]:
+        """Which of the ``pictures`` the file lists with an object; without any, those that lie
+        where it says: below its own folder or the one above, there or in ``images``.
+
+        Raises:
+            FewShotError: two of them could be the same listed one.
+        """
+        taken: dict[Key, Path] = {}
+        for image in pictures or self._beside():
+            try:
+                listed = self._find(image)
+            except NotListed:
+                continue
+            other = taken.setdefault(listed.id, image)
+            if not other.samefile(image):
+                raise FewShotError(f"{self.path}: {other} and {image} could both be {listed.name}")
+        return [image for key, image in taken.items() if self.objects.get(key)]
+
+    def _beside(self) -> list[Path]:
+        here = self.path.absolute().parent
+        found = []
+        for listed in self.pictures:
+            name = listed.name.replace("\\", "/")
+            places = (folder / part / name for folder in (here, here.parent)
+                      for part in (".", "images"))  # fmt: skip
+            found += [path for path in places if path.is_file()][:1]
+        return found
+
     def _find(self, image: Path) -> Listed:
         """The entry of a picture: the one that shares most folders with it, from the name on."""
         wanted = _folders(os.path.abspath(image))
@@ -164,7 +208,7 @@ class CocoFile:
             shared[(same + [False]).index(False)].append(listed)
         most = max(shared, default=0)
         if not most:
-            raise FewShotError(f"{self.path} lists no picture called {image.name}")
+            raise NotListed(f"{self.path} lists no picture called {image.name}")
         found = shared[most]
         whole = [listed for listed in found if len(_folders(listed.name)) == most]
         if len(whole or found) > 1:
@@ -177,7 +221,7 @@ class CocoFile:
         for folder in (self.path.parent, *Path(os.path.abspath(image)).parents):
             other = folder / path
             if os.path.isfile(other) and not (image.exists() and other.samefile(image)):
-                raise FewShotError(f"{self.path} lists {found[0].name}, but not {image}")
+                raise NotListed(f"{self.path} lists {found[0].name}, but not {image}")
         return found[0]
 
     def _items(self, content: Any, part: str, *needed: str) -> list[dict[str, Any]]:
@@ -206,33 +250,30 @@ class CocoFile:
         return number
 
     def _frame(self, item: dict[str, Any]) -> Size | None:
-        sides = [item.get("height"), item.get("width")]
-        if sides == [None, None]:
-            return None
         try:
-            height, width = map(float, sides)
-        except (TypeError, ValueError, OverflowError):
-            height = width = 0.0
-        if not (height.is_integer() and width.is_integer() and 0 < height and 0 < width) or (
-            height * width > MOST_PIXELS
-        ):
-            raise FewShotError(
-                f"{self.path}: {item['file_name']!s:.200} has the width {sides[1]!r:.40} and the "
-                f"height {sides[0]!r:.40}"
-            )
-        return int(height), int(width)
+            return frame_of(item.get("height"), item.get("width"))
+        except FewShotError as error:
+            raise FewShotError(f"{self.path}: {item['file_name']!s:.200} {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of annotations, polygons packed.
+
+    Raises:
+        FewShotError: it cannot be read.
+    """
+    try:
+        # Bytes: UTF-8 with or without a byte order mark and UTF-16 are told apart by it.
+        return json.loads(path.read_bytes(), object_hook=_compact)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FewShotError(f"{path} cannot be read as JSON ({reason})") from error
 
 
 def _folders(name: str) -> list[str]:
     """Folders and name of a path, whatever system wrote it."""
     parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
     return [part for part in parts if part not in ("", ".", "..")]
-
-
-def _alike(frame: Size, size: Size) -> bool:
-    """Whether one is the other made smaller, up to the rounding of each side to whole pixels."""
-    off = abs(frame[0] * size[1] - frame[1] * size[0])
-    return off <= max(sum(frame), sum(size))
 
 
 def _corners(box: Any) -> list[float]:

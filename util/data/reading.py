@@ -30,6 +30,14 @@ from util.runtime.errors import FewShotError
 
 _LOSSY = {"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"}
 _JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+ORIENTATION = 0x0112  # the EXIF tag
+# The EXIF orientations that swap height and width, and how stored pixels are turned upright.
+LYING = {
+    5: np.transpose,
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).T,
+    8: np.rot90,
+}
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -39,6 +47,21 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+def picture_size(picture: Path) -> tuple[tuple[int, int], int]:
+    """(height, width) of a picture's stored pixels, and its EXIF orientation (1 = as stored).
+
+    Raises:
+        FewShotError: missing, or no picture.
+    """
+    try:
+        with Image.open(picture) as image:
+            return (image.height, image.width), image.getexif().get(ORIENTATION, 1)
+    except FileNotFoundError as error:
+        raise FewShotError(f"{picture} is missing") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FewShotError(f"{picture} cannot be read as a picture") from error
 
 
 def read_image(path: str | Path, orient: bool = True) -> np.ndarray:

@@ -19,6 +19,7 @@ from util.runtime.errors import FewShotError
 # Annotators overshoot the border of a picture a little; coordinates that lie further out than this
 # part of its side belong to another picture.
 OVERSHOOT = 0.1
+MOST_PIXELS = 2**29  # of a picture: pycocotools counts with 32 bits
 LONGEST_OUTLINE = 10_000_000  # pixels; pycocotools keeps 80 bytes for each
 
 Size = tuple[int, int]
@@ -37,6 +38,45 @@ def numbers(values: Any) -> np.ndarray | None:
         return array.astype(np.float64) if array.dtype.kind in "iuf" else None
     except (ValueError, TypeError, RuntimeError, OverflowError):
         return None
+
+
+def frame_of(height: Any, width: Any) -> Size | None:
+    """The size that an annotation file gives its picture; None where it says nothing.
+
+    Raises:
+        FewShotError: these are no sides of a picture; the message leaves file and picture out.
+    """
+    if height is None and width is None:
+        return None
+    try:
+        sides = float(height), float(width)
+    except (TypeError, ValueError, OverflowError):
+        sides = 0.0, 0.0
+    if not (all(side.is_integer() and side > 0 for side in sides)) or (
+        sides[0] * sides[1] > MOST_PIXELS
+    ):
+        raise FewShotError(f"has the width {width!r:.40} and the height {height!r:.40}")
+    return int(sides[0]), int(sides[1])
+
+
+def fitting(frame: Size, sizes: Sequence[Size]) -> Size:
+    """Which of the ``sizes`` a picture may have is that of its annotation's ``frame``: the same, or
+    else one of the same shape, up to the rounding of each side to whole pixels.
+
+    Raises:
+        FewShotError: none; the message leaves file and picture out.
+    """
+    for size in sizes:
+        if size == frame:
+            return size
+    for size in sizes:
+        off = abs(frame[0] * size[1] - frame[1] * size[0])
+        if off <= max(sum(frame), sum(size)):
+            return size
+    raise FewShotError(
+        f"has {pixels(frame)}, but it has {pixels(sizes[0])}: another shape, so that its "
+        "annotations do not fit"
+    )
 
 
 def box_mask(size: Size, box: Sequence[float]) -> np.ndarray:
@@ -87,6 +127,24 @@ def polygon_mask(
     if frame is not None:
         found = [points * size[::-1] / frame[::-1] for points in found]
     return filled(size, found)
+
+
+def circle_mask(size: Size, points: Sequence[Sequence[float]], frame: Size) -> np.ndarray:
+    """uint8 [H, W] with 1 where a pixel's centre lies in the circle of ``points``: its centre and
+    one on its rim, in a ``frame`` (H, W) that is scaled to ``size``. It may leave the picture.
+
+    Raises:
+        FewShotError: these are not two points, or the centre is outside the frame.
+    """
+    values = numbers(points)
+    if values is None or values.shape != (2, 2) or not np.isfinite(values).all():
+        raise FewShotError("a circle is two points, its centre and one on its rim")
+    ((x, y),) = outlines([values[0]], frame, least=1)[0]
+    reach = float(np.square(values[1] - values[0]).sum())
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    down = (rows + 0.5) * frame[0] / size[0] - y
+    right = (columns + 0.5) * frame[1] / size[1] - x
+    return (down**2 + right**2 <= reach).astype(np.uint8)
 
 
 def filled(size: Size, found: Sequence[np.ndarray]) -> np.ndarray:

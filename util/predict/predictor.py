@@ -14,7 +14,7 @@ import math
 import operator
 import os
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from model.fewshot import FewShotModel, Output, join_shots
 from util.config import Config
+from util.data.annotations import annotation_file, object_on
 from util.data.held import object_in, pixels_of, source_of
 from util.data.reading import fit_pair
 from util.data.shapes import box_mask, polygon_mask
@@ -35,6 +36,7 @@ from util.data.transform import (
     val_transform,
 )
 from util.evaluate import AMP
+from util.predict.supports import supports_in
 from util.runtime.errors import FewShotError, told_of
 from util.weights.identity import Use
 from util.weights.load import load_model, weight_file
@@ -164,7 +166,7 @@ class FewShotPredictor:
             image: uint8 RGB, RGBA or grey [H, W, 3 | 4] or [H, W], a tensor of such or [3, H, W],
                 a Pillow image, or the path of a picture (EXIF rotation is applied).
             mask: bool or whole numbers [H, W] (see :func:`binary_mask` for the values), a tensor
-                or Pillow image of such, or the path of a mask.
+                or Pillow image of such, or the path of a mask or of labelme's or COCO's JSON.
             class_name: the class; classes are numbered in the order of their first support.
             label: which value of a labelled mask is the object, a whole number.
             box: instead of a mask, (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
@@ -185,6 +187,10 @@ class FewShotPredictor:
         what = f"support '{image}'" if named else f"a support of class '{class_name}'"
         if mask is not None:
             mask = source_of(mask, f"the mask of {what}")
+            if isinstance(mask, Path) and mask.suffix.lower() == ".json":
+                if not named or label is not None:
+                    raise FewShotError(f"{mask} goes with the path of its picture, and no label")
+                mask = object_on(image, annotation_file(mask), class_name)[0]
             name = f"mask '{mask}'" if isinstance(mask, Path) else f"the mask of {what}"
             pixels, annotation = fit_pair(
                 partial(pixels_of, image), partial(object_in, mask, label, name), what, name
@@ -209,6 +215,19 @@ class FewShotPredictor:
             encoding = self.model.encode_support(self._tensor(small[0]), mask_tensor)
             encoding = self.model.prepare_support(encoding)
         self._supports.setdefault(class_name, []).append(encoding)
+
+    def add_supports(self, path: str | Path) -> list[str]:
+        """Add all that a folder, or an annotation file of labelme or COCO, holds.
+
+        Returns:
+            Sentences on what was left out, see :func:`util.predict.supports.supports_in`.
+        """
+        read = cache(annotation_file)
+        found, left_out = supports_in(Path(path), read)
+        for support in found:
+            annotation = support.annotation(read)
+            self.add_support(support.image, class_name=support.class_name, **annotation)
+        return left_out
 
     def remove_class(self, class_name: str) -> None:
         """Forget a class and its supports; the classes after it move up by one label."""

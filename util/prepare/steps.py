@@ -11,22 +11,14 @@ from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from util.data.index import parallel
+from util.data.reading import LYING, picture_size
 from util.runtime.errors import FewShotError
 from util.runtime.files import CannotWrite, write_atomically
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-ORIENTATION = 0x0112  # the EXIF tag
-# The EXIF orientations that swap height and width, and how stored pixels are turned upright.
-LYING = {
-    5: np.transpose,
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: np.rot90(pixels, 2).T,
-    8: np.rot90,
-}
 Task = TypeVar("Task")
 
 
@@ -123,21 +115,6 @@ def claim(folder: Path, made_from: dict[str, str]) -> None:
 def file_sha1(path: Path) -> str:
     """SHA-1 of a file's content, in hexadecimal."""
     return hashlib.sha1(path.read_bytes()).hexdigest()
-
-
-def picture_size(picture: Path) -> tuple[tuple[int, int], int]:
-    """(height, width) of a picture's stored pixels, and its EXIF orientation (1 = as stored).
-
-    Raises:
-        FewShotError: missing, or no picture.
-    """
-    try:
-        with Image.open(picture) as image:
-            return (image.height, image.width), image.getexif().get(ORIENTATION, 1)
-    except FileNotFoundError as error:
-        raise FewShotError(f"{picture} is missing") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FewShotError(f"{picture} cannot be read as a picture") from error
 
 
 def check_size(size: tuple[int, int], picture: Path) -> None:
