@@ -5,6 +5,8 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -60,6 +62,19 @@ def test_pickles_copies_and_compares_by_value(empty):
     assert pickle.loads(pickle.dumps(cfg)) == cfg == copy.deepcopy(cfg)
     assert cfg != cfg.replace(shot=1)
     assert len(pickle.dumps(cfg)) < 10_000
+
+
+def test_every_key_states_its_type(empty):
+    """What a type checker is told of ``cfg.<key>`` is what stands there."""
+    hints = get_type_hints(Config)
+    for cfg in (load_config(empty), load_config(empty, ["data_set", "x", "folds", "[[1], [a]]"])):
+        for name in KEYS:
+            kinds = get_args(hints[name]) if get_origin(hints[name]) is UnionType else [hints[name]]
+            kinds = [(int, float) if kind is float else get_origin(kind) or kind for kind in kinds]
+            value = getattr(cfg, name)
+            assert any(isinstance(value, kind) for kind in kinds), name
+            assert isinstance(value, bool) == (kinds == [bool]), name
+    assert (hints["shot"], hints["val_list"], hints["data_root"]) == (int, str | None, str)
 
 
 def test_lists_are_copies(empty):

@@ -208,7 +208,8 @@ def _check_alone(
 
 def _content(folder: Path) -> tuple[list[Path], list[Path]]:
     """Folders and files in ``folder``, each sorted by name."""
-    folders, files = [], []
+    folders: list[Path] = []
+    files: list[Path] = []
     try:
         with os.scandir(folder) as entries:  # knows folders without asking for each file
             for entry in entries:

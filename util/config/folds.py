@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from util.config.folders import class_folders
+from util.config.schema import Settings
 from util.runtime.errors import FewShotError
 
 VOC_CLASSES = (
@@ -123,7 +123,7 @@ def canonical(name: str) -> str:
     return _SYNONYMS.get(name, name)
 
 
-def fold_of(cfg: Any) -> Fold:
+def fold_of(cfg: Settings) -> Fold:
     """The fold that ``DATA.data_set``, ``TRAIN.split``, ``folds``, ``class_names`` ask for.
 
     With ``DATA.trained_on`` the base classes are those of that other data set's split, and the
@@ -155,7 +155,7 @@ def has_table(data_set: str) -> bool:
     return data_set in _TABLES
 
 
-def split_count(cfg: Any) -> int:
+def split_count(cfg: Settings) -> int:
     """Number of splits of the configured data set (1 where nothing is held out in turns)."""
     if cfg.folds is not None:
         return len(cfg.folds)
@@ -180,12 +180,12 @@ def held_out(data_set: str, use_split_coco: bool = True) -> list[tuple[int, ...]
     return [tuple(ids[i * count // 4 : (i + 1) * count // 4]) for i in range(4)]
 
 
-def by_folder(cfg: Any) -> bool:
+def by_folder(cfg: Settings) -> bool:
     """Whether a mask's folder, and not the values in it, says which class it shows (no lists)."""
     return cfg.train_list is None
 
 
-def class_names(cfg: Any) -> Sequence[str]:
+def class_names(cfg: Settings) -> Sequence[str]:
     """Names in class-id order: ``DATA.class_names``, the data set's table, or its class folders."""
     if cfg.class_names is not None:
         names = [str(name) for name in cfg.class_names]
@@ -211,7 +211,7 @@ def class_names(cfg: Any) -> Sequence[str]:
     )
 
 
-def class_root(cfg: Any) -> Path:
+def class_root(cfg: Settings) -> Path:
     """The folder that holds the class folders: ``DATA.data_root``, or for FSS-1000 the one folder
     in it, up to two deep, to which an archive was unpacked.
 
@@ -230,14 +230,16 @@ def class_root(cfg: Any) -> Path:
     return root
 
 
-def _pick(cfg: Any, splits: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def _pick(cfg: Settings, splits: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     if not 0 <= cfg.split < len(splits):
         known = "split 0 only" if len(splits) == 1 else f"splits 0 to {len(splits) - 1}"
         raise FewShotError(f"TRAIN.split: {cfg.split} given, data set '{cfg.data_set}' has {known}")
     return splits[cfg.split]
 
 
-def given_splits(folds: Any, names: dict[int, str]) -> list[tuple[int, ...]]:
+def given_splits(
+    folds: Sequence[Sequence[int | str]], names: dict[int, str]
+) -> list[tuple[int, ...]]:
     """Class ids that each split of ``DATA.folds`` holds out.
 
     Text is a class name. A number is an id, which is the class's place in the list of names; where
@@ -275,7 +277,7 @@ def _numbers(name: str) -> set[int]:
     return found
 
 
-def _shifted(cfg: Any, names: dict[int, str]) -> Fold:
+def _shifted(cfg: Settings, names: dict[int, str]) -> Fold:
     if cfg.trained_on not in _TABLES:
         raise FewShotError(
             f"DATA.trained_on: '{cfg.trained_on}' is none of {', '.join(sorted(_TABLES))}"
@@ -293,7 +295,7 @@ def _shifted(cfg: Any, names: dict[int, str]) -> Fold:
     return Fold(trained.base, novel, names, trained=trained, source=f"trained on {cfg.trained_on}")
 
 
-def _fss(cfg: Any, names: dict[int, str]) -> Fold:
+def _fss(cfg: Settings, names: dict[int, str]) -> Fold:
     """Train, validation and test classes: from the user's lists, or by a seeded split."""
     unlisted: tuple[int, ...] = ()
     if cfg.split_lists is not None:

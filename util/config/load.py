@@ -11,16 +11,19 @@ import argparse
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from util.config import schema
 from util.config.architectures import ARCHITECTURES, facts_of
 from util.config.folds import Fold, fold_of, given_splits, split_count
+from util.config.keys import BadValue, plain, show
 from util.config.parse import YAML_ERRORS, first_line, parse
-from util.config.schema import FOREIGN_SECTIONS, IGNORED, KEYS, SECTIONS, BadValue, show
+from util.config.schema import FOREIGN_SECTIONS, IGNORED, KEYS, SECTIONS, Settings
 from util.runtime.errors import FewShotError
 from util.runtime.files import expanded
 
@@ -29,7 +32,7 @@ _EPISODES = {"pascal": 1000, "coco": 10000, "fss": 2400}
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
-class Config:
+class Config(Settings):
     """Read-only settings: ``cfg.shot``, ``cfg.TRAIN.shot``. Picklable; compares by value.
 
     Made by :func:`load_config`, :func:`config_from_dict` or :meth:`replace`, which validate.
@@ -37,39 +40,35 @@ class Config:
     foreign keys that were ignored, for the log.
     """
 
-    __slots__ = ("_fold", "_given", "_values", "notes", "source")
+    DATA: schema.Data
+    TRAIN: schema.Train
+    EVALUATE: schema.Evaluate
+    Method: schema.Method
+    source: str
+    notes: tuple[str, ...]
+    _values: dict[str, Any]
+    _given: dict[str, Any]
 
     def __init__(
         self, values: Mapping[str, Any], given: Mapping[str, Any], source: str, notes: Sequence[str]
     ) -> None:
-        for name, value in (
-            ("_values", dict(values)),
-            ("_given", dict(given)),
-            ("_fold", None),
-            ("source", source),
-            ("notes", tuple(notes)),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(
+            _values=dict(values), _given=dict(given), source=source, notes=tuple(notes)
+        )
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if name in self._values:
-            return _plain(self._values[name])
-        if name in SECTIONS:
-            return SimpleNamespace(**self.to_dict()[name])
-        raise AttributeError(f"the configuration has no {name!r}; nearest: {_nearest(name)}")
+    if not TYPE_CHECKING:  # a type checker knows every name without it
+
+        def __getattr__(self, name: str) -> Any:
+            if name in SECTIONS:
+                return SimpleNamespace(**self.to_dict()[name])
+            nearest = "" if name.startswith("_") else f"; nearest: {_nearest(name)}"
+            raise AttributeError(f"the configuration has no {name!r}{nearest}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"the configuration is read-only: use cfg.replace({name}=...)")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Config, (self._values, self._given, self.source, self.notes)
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self._values == other._values
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"Config({self.source})"
@@ -82,13 +81,13 @@ class Config:
     def about(self, fold: Fold) -> Config:
         """A copy about these classes, whatever lists and folders would say here."""
         cfg = self.replace()
-        object.__setattr__(cfg, "_fold", fold)
+        vars(cfg)["fold"] = fold
         return cfg
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Every key by section, as plain numbers, text and lists."""
         return {
-            section: {key.name: _plain(self._values[key.name]) for key in keys}
+            section: {key.name: plain(self._values[key.name]) for key in keys}
             for section, keys in SECTIONS.items()
         }
 
@@ -96,15 +95,13 @@ class Config:
         """Every key as YAML text that :func:`load_config` reads back to an equal configuration."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
-    @property
+    @cached_property
     def fold(self) -> Fold:
         """Base and novel classes of this data set and split."""
-        if self._fold is None:
-            try:
-                object.__setattr__(self, "_fold", fold_of(self))
-            except FewShotError as error:
-                raise FewShotError(f"{self.source}: {error}") from error
-        return self._fold
+        try:
+            return fold_of(self)
+        except FewShotError as error:
+            raise FewShotError(f"{self.source}: {error}") from error
 
     @property
     def num_base(self) -> int:
@@ -215,7 +212,7 @@ def _entries(document: Mapping[Any, Any], source: str) -> list[Entry]:
                 continue
             if not isinstance(content, Mapping):
                 raise FewShotError(f"{source}: section {section} must hold keys and values")
-            pairs, prefix = content.items(), f"{section}."
+            pairs, prefix = [*content.items()], f"{section}."
         elif isinstance(content, Mapping):
             names = [*SECTIONS, *FOREIGN_SECTIONS]
             raise FewShotError(
@@ -259,10 +256,9 @@ def _override_entries(overrides: Sequence[Any]) -> list[Entry]:
 
 def _override_value(name: str, text: str) -> Any:
     """Text of the command line read as YAML, where the key does not take text anyway."""
-    key = KEYS.get(name)
-    takes_text = key is not None and key.kind in ("str", "path")
+    takes_text = name in KEYS and KEYS[name].kind in ("str", "path")
     if text == "" and takes_text:
-        return None if key.null else ""
+        return None if KEYS[name].default is None else ""
     try:
         value = yaml.safe_load(text)
     except YAML_ERRORS as error:
@@ -326,11 +322,6 @@ def _make(given: Mapping[str, Any], source: str, notes: Sequence[str]) -> Config
     values = {name: given.get(name, key.default) for name, key in KEYS.items()}
     _fill(values)
     cfg = Config(values, given, source, notes)
-    base_learner = facts_of(cfg.arch).base_learner
-    if base_learner and not values["base_weight"]:
-        stage1 = Config({**values, "arch": base_learner, "name": ""}, {}, source, ())
-        values["base_weight"] = str(stage1.exp_dir() / "best.pth")
-        cfg = Config(values, given, source, notes)
     for problem in _problems(cfg):
         raise FewShotError(f"{source}: {problem}")
     return cfg
@@ -354,6 +345,10 @@ def _fill(values: dict[str, Any]) -> None:
     for name, value in derived.items():
         if values[name] is None:
             values[name] = value
+    base_learner = facts_of(values["arch"]).base_learner
+    if base_learner and not values["base_weight"]:
+        stage1 = Config({**values, "arch": base_learner, "name": ""}, {}, "", ())
+        values["base_weight"] = str(stage1.exp_dir() / "best.pth")
 
 
 def _problems(cfg: Config) -> Iterable[str]:
@@ -411,7 +406,3 @@ def _nearest(name: Any, names: Iterable[str] = KEYS) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= 60 and name.isprintable() else show(name)
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from util.config.schema import show
+from util.config.keys import show
 from util.runtime.errors import FewShotError
 
 # What yaml.safe_load raises on hostile text: its own errors, and bare ones out of the constructors
