@@ -1,4 +1,4 @@
-"""A web page for few-shot segmentation: annotate a few pictures, segment the others.
+"""A web page for few-shot segmentation: mark an object on a few pictures, segment the others.
 
     pip install -r requirements-app.txt
     python app.py [--config FILE] [--weight FILE] [--port 7860]
@@ -11,7 +11,6 @@ go beyond 100 MB, and all when it ends.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import resource
 import shutil
@@ -19,202 +18,49 @@ import signal
 import socket
 import sys
 import tempfile
-import zipfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-from PIL import Image
-
-from util.data.transform import read_image
-from util.draw.overlays import class_colour, heat_overlay, label_overlay, overlay
-from util.draw.panels import fit, grid
+from util.predict.examples import package_examples
+from util.predict.page import (
+    BRUSH,
+    CACHE,
+    HINTS,
+    Session,
+    fit_canvas,
+    keep_small,
+    legend,
+    load_picture,
+    paths_in,
+)
 from util.predict.predictor import FewShotPredictor
-from util.predict.writing import summarise, write_results
+from util.predict.sketch import Sketch
 from util.runtime.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
-from util.runtime.files import expanded, write_json
+from util.runtime.files import expanded
 from util.weights.load import model_of
 
 DEMO_CONFIG = "config/demo/demo_split0_resnet18.yaml"
 MAX_FILE = "20mb"
-MAX_MEGAPIXELS = 40
-MAX_PICTURES = 50
-MAX_KEPT = 100_000_000  # bytes of earlier requests in the temporary folder
 MIN_FILES = 128  # that a page with a few visitors has open
-CANVAS = 768  # longer side of the picture to paint on: the network sees less than that
-BRUSH = "#e69f00"
-WORK, CACHE = "work-", "cache"  # folders in the temporary one
+PAINT = "#e69f00"
 NO_SUPPORTS = "No supports yet."
+THRESHOLD = 0.5  # the model's own decision
 INTRO = """# Few-shot segmentation
 Show the model what to look for on one or more pictures, then drop in the pictures to segment."""
-
-
-def load_picture(path: str) -> np.ndarray:
-    """An uploaded picture as uint8 RGB [H, W, 3], EXIF rotation applied.
-
-    Raises:
-        FewShotError: not a picture, damaged, or over ``MAX_MEGAPIXELS`` (seen in its header, so
-            that nothing huge is ever decoded).
-    """
-    name = Path(path).name
-    if not Path(path).is_file():
-        raise FewShotError(f"{name} is no longer here: drop it in again")
-    try:
-        with Image.open(path) as header:
-            width, height = header.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise FewShotError(f"{name} is not a picture that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise FewShotError(f"{name} is over the limit of {MAX_MEGAPIXELS} megapixels") from error
-    if width * height > MAX_MEGAPIXELS * 1_000_000:
-        raise FewShotError(
-            f"{name} has {width * height / 1e6:.0f} megapixels; the limit is {MAX_MEGAPIXELS}"
-        )
-    return read_image(path)
-
-
-def fit_canvas(image: np.ndarray) -> np.ndarray:
-    """``image`` shrunk until its longer side is at most ``CANVAS`` pixels."""
-    return image if max(image.shape[:2]) <= CANVAS else fit(image, CANVAS)
-
-
-def painted_mask(editor: dict[str, Any] | None) -> tuple[np.ndarray, np.ndarray]:
-    """What the brush left on the canvas: (picture uint8 RGB [H, W, 3], mask uint8 {0, 1} [H, W]).
-
-    Raises:
-        FewShotError: no picture yet, or nothing painted.
-    """
-    if not editor or editor.get("background") is None:
-        raise FewShotError("upload a support picture first")
-    image = np.ascontiguousarray(editor["background"][..., :3])
-    mask = np.zeros(image.shape[:2], bool)
-    for layer in editor["layers"]:
-        if layer.shape[:2] == mask.shape and layer.shape[2] == 4:
-            mask |= layer[..., 3] > 60  # the brush is half transparent
-    if not mask.any():
-        raise FewShotError("nothing is painted: draw over the object with the brush")
-    return image, mask.astype(np.uint8)
-
-
-def keep_small(folder: Path, in_use: Collection[Path], limit: int = MAX_KEPT) -> None:
-    """Remove the oldest files of earlier requests from ``folder`` until ``limit`` bytes are left.
-
-    gradio keeps every upload and every picture that it showed; a browser has them by then. What is
-    in use, and what is being worked on (``WORK``), stays.
-    """
-    files = []
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder).parts[0]
-        if inside.startswith(WORK) or inside == CACHE or path in in_use:
-            continue
-        with contextlib.suppress(OSError):  # another visitor's request may be removing it
-            if path.is_file():
-                files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-    kept = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if kept <= limit:
-            return
-        kept -= size
-        with contextlib.suppress(OSError):
-            path.unlink()
-            path.parent.rmdir()  # fails as long as something else is in it
-
-
-def paths_in(values: Any) -> set[Path]:
-    """The files among what gradio hands to a handler."""
-    if isinstance(values, (list, tuple)):
-        return set().union(*map(paths_in, values))
-    return {Path(values)} if isinstance(values, str) and os.sep in values else set()
-
-
-class Session:
-    """One visitor's supports; the model is shared by all."""
-
-    def __init__(self, predictor: FewShotPredictor) -> None:
-        self.predictor = predictor
-        self.gallery: list[tuple[np.ndarray, str]] = []
-        self.archive: Path | None = None
-
-    def add(self, editor: dict[str, Any] | None, class_name: str) -> str:
-        class_name = class_name.strip() or "object"
-        if len(class_name) > 60:
-            raise FewShotError("a class name has at most 60 characters")
-        if len(self.gallery) >= MAX_PICTURES:
-            raise FewShotError(f"there are {MAX_PICTURES} supports already: clear them first")
-        image, mask = painted_mask(editor)
-        self.predictor.add_support(image, mask, class_name)
-        colour = class_colour(self.predictor.classes.index(class_name) + 1)
-        self.gallery.append((overlay(image, mask, colour), class_name))
-        shots = ", ".join(f"{name} × {count}" for name, count in self.predictor.shots.items())
-        return f"Supports: {shots}"
-
-    def overview(self) -> np.ndarray:
-        """All supports with their masks as one uint8 RGB picture."""
-        rows = [self.gallery[i : i + 5] for i in range(0, len(self.gallery), 5)]
-        return grid(rows, "", 160)
-
-    def segment(
-        self, paths: Sequence[str], folder: Path, progress: Callable[..., Any]
-    ) -> tuple[list[tuple[np.ndarray, str]], list[tuple[np.ndarray, str]], Path, str]:
-        """Masks and correlation maps of the pictures, and a ZIP file with all results."""
-        if not self.predictor.classes:
-            raise FewShotError("add a support first: upload a picture, paint the object, add it")
-        if not paths:
-            raise FewShotError("drop in the pictures to segment first")
-        if len(paths) > MAX_PICTURES:
-            raise FewShotError(f"{len(paths)} pictures at once; the limit is {MAX_PICTURES}")
-        masks, maps, summaries, refused = [], [], [], []
-        with tempfile.TemporaryDirectory(prefix=WORK, dir=folder) as place:
-            for number, path in enumerate(progress(list(paths), desc="segmenting"), start=1):
-                file = Path(path).name
-                try:
-                    image = load_picture(path)
-                except FewShotError as error:
-                    refused.append(str(error))
-                    continue
-                result = self.predictor.predict(image)
-                write_results(Path(place), f"{number:02d}_{Path(path).stem}", image, result)
-                summaries.append(summarise(Path(file), result))
-                small = fit_canvas(image)
-                labels = cv2.resize(
-                    result.mask, small.shape[1::-1], interpolation=cv2.INTER_NEAREST
-                )
-                areas = ", ".join(
-                    f"{name} {entry['fraction']:.1%}"
-                    for name, entry in summaries[-1]["classes"].items()
-                )
-                masks.append((label_overlay(small, labels), f"{areas} ({file})"))
-                for name, stages in result.correlations.items():
-                    for stage, values in enumerate(stages, start=1):
-                        heat = heat_overlay(small, values)
-                        maps.append((heat, f"stage {stage}, {name} ({file})"))
-            if not masks:
-                raise FewShotError("; ".join(refused))
-            write_json(Path(place) / "summary.json", summaries)
-            archive = self._pack(Path(place), folder)
-        lines = [f"{len(masks)} of {len(paths)} pictures segmented."]
-        lines += [f"Left out: {reason}." for reason in refused]
-        return masks, maps, archive, "  \n".join(lines)
-
-    def _pack(self, place: Path, folder: Path) -> Path:
-        """The results as a ZIP file in a folder of its own; the visitor's previous one goes."""
-        if self.archive is not None:
-            shutil.rmtree(self.archive.parent, ignore_errors=True)
-        self.archive = Path(tempfile.mkdtemp(dir=folder)) / "results.zip"
-        with zipfile.ZipFile(self.archive, "w", zipfile.ZIP_STORED) as file:
-            for part in sorted(place.rglob("*")):
-                if part.is_file():
-                    file.write(part, part.relative_to(place))
-        return self.archive
+SHOW_RESULTS = "() => document.querySelector('#status').scrollIntoView({block: 'nearest'})"
+PLACEHOLDER = (
+    '<div style="border: 2px dashed #8888; border-radius: 8px; padding: 3em 1em; '
+    'text-align: center">{}</div>'
+)
 
 
 def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: Path) -> Any:
     """The page. ``gr`` is the gradio module; ``folder`` takes everything that is written."""
 
     progress = gr.Progress()
+    examples = package_examples()
 
     def session_of(session: Session | None) -> Session:
         return session or Session(new_predictor())
@@ -233,56 +79,178 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
 
         return wrapper
 
-    @explained
-    def show_support(path: str | None) -> Any:
-        return None if path is None else fit_canvas(load_picture(path))
+    # ----------------------------------------------------------------------------- marking
+
+    def sketched(session: Session, class_name: str) -> Any:
+        sketch = session.sketch
+        return None if sketch is None else sketch.drawn(session.colour(class_name))
 
     @explained
-    def add(editor: dict | None, class_name: str, session: Session | None) -> tuple:
+    def show_support(
+        path: str | None, tool: str, class_name: str, session: Session | None
+    ) -> tuple:
         session = session_of(session)
-        message = session.add(editor, class_name)
-        return session, session.overview(), message
+        picture = None if path is None else fit_canvas(load_picture(path))
+        session.sketch = None if picture is None else Sketch(picture, tool)
+        return session, picture, sketched(session, class_name)
 
-    def clear() -> tuple:
-        return None, None, NO_SUPPORTS
+    @explained
+    def choose(tool: str, class_name: str, session: Session | None) -> tuple:
+        session = session_of(session)
+        if session.sketch is not None:
+            session.sketch = Sketch(session.sketch.image, tool)
+        painting = tool == BRUSH
+        return (
+            session,
+            gr.Radio(info=HINTS[tool]),
+            gr.Column(visible=painting),
+            gr.Column(visible=not painting),
+            sketched(session, class_name),
+            gr.Button(visible=tool == "polygon"),
+        )
+
+    @explained
+    def click(class_name: str, session: Session | None, event: Any) -> Any:
+        if session is None or session.sketch is None:
+            raise FewShotError("upload a support picture first")
+        session.sketch.click(*event.index)
+        return sketched(session, class_name)
+
+    click.__annotations__ = {"event": gr.SelectData}  # gradio hands it over by its type
+
+    @explained
+    def undo(class_name: str, session: Session | None) -> Any:
+        if session is None or session.sketch is None:
+            return None
+        session.sketch.undo()
+        return sketched(session, class_name)
+
+    @explained
+    def close(class_name: str, session: Session | None) -> Any:
+        if session is None or session.sketch is None:
+            return None
+        session.sketch.close()
+        return sketched(session, class_name)
+
+    # ---------------------------------------------------------------------------- supports
+
+    def shown_supports(session: Session) -> tuple:
+        return session.gallery, legend(session.predictor.shots) or NO_SUPPORTS
+
+    @explained
+    def add(editor: dict | None, tool: str, class_name: str, session: Session | None) -> tuple:
+        session = session_of(session)
+        session.add((editor or {}) if tool == BRUSH else None, class_name)
+        # Ready for another object on the same picture.
+        session.sketch = session.sketch and Sketch(session.sketch.image, tool)
+        picture = session.sketch and session.sketch.image
+        return session, picture, picture, *shown_supports(session)
+
+    @explained
+    def clear(session: Session | None) -> tuple:
+        session = session_of(session)
+        session.clear()
+        return session, *shown_supports(session)
+
+    # ----------------------------------------------------------------------------- results
+
+    def shown_results(session: Session) -> tuple:
+        return (
+            gr.HTML(visible=False),
+            gr.Slider(value=THRESHOLD, visible=True),
+            gr.HTML(legend(session.shown[0].result.classes), visible=True),
+            gr.Gallery(session.masks(), visible=True),
+            session.maps(),
+            gr.DownloadButton(value=str(session.archive), interactive=True),
+        )
 
     @explained
     def segment(
         paths: list[str] | None, session: Session | None, progress: Any = progress
     ) -> tuple:
-        masks, maps, archive, message = session_of(session).segment(
-            paths or [], folder, progress.tqdm
-        )
-        return masks, maps, gr.DownloadButton(value=str(archive), interactive=True), message
+        session = session_of(session)
+        message = session.segment(paths or [], folder, progress.tqdm)
+        return session, message, *shown_results(session)
+
+    @explained
+    def example(session: Session | None, progress: Any = progress) -> tuple:
+        session = session_of(session)
+        session.take(examples)
+        place = folder / CACHE / "example"
+        place.mkdir(parents=True, exist_ok=True)
+        paths = [str(shutil.copy(query, place)) for query in examples.queries]
+        message = session.segment(paths, folder, progress.tqdm)
+        return *shown_supports(session), paths, session, message, *shown_results(session)
+
+    @explained
+    def move(threshold: float, session: Session | None) -> tuple:
+        waiting = gr.DownloadButton(interactive=False)
+        return session_of(session).masks(threshold), waiting
+
+    @explained
+    def repack(threshold: float, paths: list[str] | None, session: Session | None) -> Any:
+        archive = session_of(session).repack(threshold)
+        return gr.DownloadButton(value=str(archive), interactive=True)
 
     with gr.Blocks(title="Few-shot segmentation", analytics_enabled=False) as page:
         gr.Markdown(INTRO)
-        session = gr.State(None, time_to_live=3600)
+        session = gr.State(
+            None, time_to_live=3600, delete_callback=lambda session: session and session.close()
+        )
         with gr.Row():
             with gr.Column():
                 gr.Markdown("## 1. Show what to look for")
+                example_button = gr.Button(
+                    "Try it: cheetahs and lions",
+                    visible=examples is not None,
+                    elem_id="example",
+                )
                 support = gr.File(
-                    label="Support picture", file_types=["image"], elem_id="support", height=110
+                    label="Support picture", file_types=["image"], elem_id="support", height=140
                 )
-                editor = gr.ImageEditor(
-                    label="Paint over the object",
-                    type="numpy",
-                    image_mode="RGBA",
-                    sources=(),
-                    transforms=(),
-                    brush=gr.Brush(default_size=30, colors=[(BRUSH, 0.6)], color_mode="fixed"),
-                    layers=False,
-                    placeholder="The support picture appears here, ready to be painted on",
-                    elem_id="editor",
+                tool = gr.Radio(
+                    list(HINTS),
+                    value=BRUSH,
+                    label="Mark it with",
+                    info=HINTS[BRUSH],
+                    elem_id="tool",
                 )
+                with gr.Column(visible=True) as brush:
+                    editor = gr.ImageEditor(
+                        label="Paint over the object",
+                        type="numpy",
+                        image_mode="RGBA",
+                        sources=(),
+                        transforms=(),
+                        brush=gr.Brush(default_size=30, colors=[(PAINT, 0.6)], color_mode="fixed"),
+                        layers=False,
+                        placeholder="The support picture appears here, ready to be painted on",
+                        elem_id="editor",
+                    )
+                with gr.Column(visible=False) as clicks:
+                    sketch = gr.Image(
+                        label="Click on the picture",
+                        interactive=False,
+                        buttons=[],
+                        elem_id="sketch",
+                    )
+                    with gr.Row():
+                        undo_button = gr.Button("Undo", elem_id="undo", min_width=80)
+                        close_button = gr.Button("Close", elem_id="close", min_width=80)
                 class_name = gr.Textbox("object", label="Class", max_length=60, elem_id="class")
                 with gr.Row():
                     add_button = gr.Button("Add support", variant="primary", elem_id="add")
-                    clear_button = gr.Button("Clear all supports", elem_id="clear")
-                supports = gr.Image(
-                    label="Supports", interactive=False, buttons=["fullscreen"], elem_id="supports"
+                    clear_button = gr.Button("Clear all", elem_id="clear")
+                shots = gr.HTML(NO_SUPPORTS, elem_id="shots")
+                supports = gr.Gallery(
+                    label="Supports",
+                    columns=3,
+                    fit_columns=False,
+                    object_fit="contain",
+                    height=220,
+                    interactive=False,
+                    elem_id="supports",
                 )
-                shots = gr.Markdown(NO_SUPPORTS, elem_id="shots")
             with gr.Column():
                 gr.Markdown("## 2. Segment pictures")
                 queries = gr.File(
@@ -290,31 +258,71 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
                     file_count="multiple",
                     file_types=["image"],
                     elem_id="queries",
-                    height=110,
+                    height=140,
                 )
                 go = gr.Button("Segment", variant="primary", elem_id="segment")
                 status = gr.Markdown(elem_id="status")
-                masks = gr.Gallery(
-                    label="Masks", columns=2, object_fit="contain", height="auto", elem_id="masks"
-                )
-                maps = gr.Gallery(
-                    label="Correlation maps",
-                    columns=3,
-                    object_fit="contain",
-                    height="auto",
-                    elem_id="maps",
-                )
                 download = gr.DownloadButton(
                     "Download results (ZIP)", interactive=False, elem_id="download"
                 )
-        support.change(show_support, support, editor, api_visibility="private")
-        add_button.click(
-            add, [editor, class_name, session], [session, supports, shots], api_visibility="private"
+                empty = gr.HTML(
+                    PLACEHOLDER.format("Masks and probability maps appear here"), elem_id="empty"
+                )
+                found = gr.HTML(visible=False, elem_id="found")
+                threshold = gr.Slider(
+                    0.05,
+                    0.95,
+                    THRESHOLD,
+                    step=0.01,
+                    label="Threshold",
+                    info="0.5 is the model's own decision; masks and ZIP follow",
+                    visible=False,
+                    elem_id="threshold",
+                )
+                masks = gr.Gallery(
+                    label="Masks and probabilities",
+                    columns=2,
+                    object_fit="contain",
+                    height="auto",
+                    visible=False,
+                    elem_id="masks",
+                )
+                with gr.Accordion("How it was found: correlation maps", open=False, elem_id="how"):
+                    maps = gr.Gallery(
+                        label="Correlation maps",
+                        columns=3,
+                        object_fit="contain",
+                        height="auto",
+                        elem_id="maps",
+                    )
+
+        def on(event: Callable[..., Any], *how: Any, **more: Any) -> Any:
+            return event(*how, api_visibility="private", **more)
+
+        marked = [class_name, session]
+        added = [supports, shots]
+        results = [empty, threshold, found, masks, maps, download]
+        on(support.change, show_support, [support, tool, *marked], [session, editor, sketch])
+        on(
+            tool.change,
+            choose,
+            [tool, *marked],
+            [session, tool, brush, clicks, sketch, close_button],
         )
-        clear_button.click(clear, None, [session, supports, shots], api_visibility="private")
-        go.click(
-            segment, [queries, session], [masks, maps, download, status], api_visibility="private"
-        )
+        on(sketch.select, click, marked, sketch)
+        on(undo_button.click, undo, marked, sketch)
+        on(close_button.click, close, marked, sketch)
+        on(add_button.click, add, [editor, tool, *marked], [session, editor, sketch, *added])
+        on(clear_button.click, clear, session, [session, *added])
+        shown = [session, status, *results]
+        runs = [
+            on(go.click, segment, [queries, session], shown),
+            on(example_button.click, example, session, [*added, queries, *shown]),
+        ]
+        for each in runs:  # on a telephone the results are far below
+            each.then(None, js=SHOW_RESULTS)
+        moved = on(threshold.release, move, [threshold, session], [masks, download])
+        on(moved.then, repack, [threshold, queries, session], download)
     return page
 
 

@@ -29,6 +29,7 @@ from util.data.transform import read_image
 from util.predict.files import claim, find_queries, finished, remove_outdated, stamp
 from util.predict.predictor import FewShotPredictor
 from util.predict.supports import Support, supports_in, supports_named
+from util.predict.threshold import class_scores, labels_at
 from util.predict.writing import summarise, write_results
 from util.runtime.errors import FewShotError, Interrupted, run
 from util.runtime.files import expanded, write_json
@@ -54,9 +55,15 @@ def fingerprint(supports: Sequence[Support], weight: Path, settings: dict[str, A
 
 
 def predict_all(
-    predictor: FewShotPredictor, queries: dict[str, Path], output: Path, run_id: str
+    predictor: FewShotPredictor,
+    queries: dict[str, Path],
+    output: Path,
+    run_id: str,
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """Predict every query that is not finished; returns the summary over all of them.
+
+    threshold: of the masks (:func:`~util.predict.threshold.labels_at`); None: the model decides.
 
     A picture that cannot be read is noted under ``failed`` and the others go on.
     """
@@ -71,6 +78,9 @@ def predict_all(
                 tqdm.write(f"left out: {error}")
                 continue
             result = predictor.predict(image)
+            if threshold is not None:
+                mask = labels_at(class_scores(result.probabilities), threshold)
+                result = result._replace(mask=mask)
             files = write_results(output, name, image, result)
             remove_outdated(output, name, files)
             summary = summarise(path, result) | {
@@ -93,6 +103,17 @@ def predict_all(
         "failed": failed,
         "kept_from_earlier_call": kept,
     }
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1 as the command line names it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise FewShotError(f"--threshold {text}: a threshold lies between 0 and 1")
+    return value
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -144,6 +165,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default="final",
         help="meta: without the base learner, which suppresses the classes it was trained on",
     )
+    parser.add_argument(
+        "--threshold",
+        type=share,
+        metavar="T",
+        help="probability above which a pixel counts, between 0 and 1; default: the model decides",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU when there is one")
     parser.add_argument(
         "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="settings"
@@ -169,7 +196,10 @@ def main() -> None:
     queries, passed_over = find_queries(options.query, output)
     if passed_over:
         print(f"results, not queries: {', '.join(map(str, passed_over))}", file=sys.stderr)
-    run_id = fingerprint(supports, weight, {"config": cfg.to_dict(), "head": options.head})
+    settings = {"config": cfg.to_dict(), "head": options.head}
+    if options.threshold is not None:
+        settings["threshold"] = options.threshold
+    run_id = fingerprint(supports, weight, settings)
     held = claim(output, queries, run_id)
 
     predictor = FewShotPredictor.from_config(cfg, weight, options.device, options.head)
@@ -178,7 +208,7 @@ def main() -> None:
             support.image, class_name=support.class_name, **support.annotation(read)
         )
     try:
-        summary = predict_all(predictor, queries, output, run_id)
+        summary = predict_all(predictor, queries, output, run_id, options.threshold)
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on where it stopped") from None
     write_json(output / "summary.json", summary)

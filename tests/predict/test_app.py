@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +22,12 @@ from PIL import Image
 
 import app
 from tests.own_pictures import ROOT, disc, small_config, untrained, with_orientation, write
+from util.draw.overlays import class_colour
+from util.predict import page
+from util.predict.examples import package_examples
 from util.predict.predictor import FewShotPredictor
+from util.predict.sketch import Sketch
+from util.predict.threshold import class_scores, labels_at
 from util.runtime.errors import FewShotError
 
 
@@ -42,39 +49,39 @@ def test_upload_limits(tmp_path):
     huge = tmp_path / "huge.jpg"
     Image.new("RGB", (10_000, 6_000)).save(huge)
     with pytest.raises(FewShotError, match="60 megapixels; the limit is 40"):
-        app.load_picture(str(huge))
+        page.load_picture(str(huge))
     bomb = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(bomb)
     with pytest.raises(FewShotError, match="limit of 40 megapixels"):
-        app.load_picture(str(bomb))
+        page.load_picture(str(bomb))
     text = tmp_path / "text.jpg"
     text.write_text("hello")
     with pytest.raises(FewShotError, match="text.jpg is not a picture"):
-        app.load_picture(str(text))
+        page.load_picture(str(text))
     phone = write(tmp_path / "phone.jpg", disc((60, 80), 0)[0])
     with_orientation(phone, 6)
-    assert app.load_picture(str(phone)).shape == (80, 60, 3)
+    assert page.load_picture(str(phone)).shape == (80, 60, 3)
     phone.write_bytes(phone.read_bytes()[:600])
     with pytest.raises(FewShotError, match="phone.jpg"):
-        app.load_picture(str(phone))
+        page.load_picture(str(phone))
 
 
 def test_canvas_and_paint():
     image, mask = disc((60, 80), 0)
-    assert app.fit_canvas(image) is image
-    assert app.fit_canvas(np.zeros((3000, 4000, 3), np.uint8)).shape == (576, 768, 3)
-    picture, found = app.painted_mask(painted(image, mask))
+    assert page.fit_canvas(image) is image
+    assert page.fit_canvas(np.zeros((3000, 4000, 3), np.uint8)).shape == (576, 768, 3)
+    picture, found = page.painted_mask(painted(image, mask))
     assert (picture == image).all() and (found == mask).all()
     for empty in (None, {"background": None, "layers": []}):
         with pytest.raises(FewShotError, match="upload a support"):
-            app.painted_mask(empty)
+            page.painted_mask(empty)
     with pytest.raises(FewShotError, match="nothing is painted"):
-        app.painted_mask(painted(image, 0 * mask))
+        page.painted_mask(painted(image, 0 * mask))
 
 
-def test_session(predictor, tmp_path):
-    session = app.Session(predictor.without_supports())
-    other = app.Session(predictor.without_supports())
+def test_session(predictor, tmp_path, monkeypatch):
+    session = page.Session(predictor.without_supports())
+    other = page.Session(predictor.without_supports())
     query = str(write(tmp_path / "query.png", disc((50, 70), 5)[0]))
 
     def segment(session, paths):
@@ -84,28 +91,101 @@ def test_session(predictor, tmp_path):
         segment(session, [query])
     session.add(painted(*disc((60, 80), 0)), " mug ")
     session.add(painted(*disc((60, 80), 1)), "mug")
-    assert session.add(painted(*disc((60, 80), 2)), "") == "Supports: mug × 2, object × 1"
+    session.add(painted(*disc((60, 80), 2)), "")
+    assert session.predictor.shots == {"mug": 2, "object": 1}
     assert other.predictor.classes == ()
-    assert session.overview().shape[1] == 3 * 166 + 6
+    assert [name for _, name in session.gallery] == ["mug", "mug", "object"]
+    with pytest.raises(FewShotError, match="at most 60"):
+        session.add(painted(*disc((60, 80), 2)), "x" * 61)
     with pytest.raises(FewShotError, match="drop in"):
         segment(session, [])
+    with pytest.raises(FewShotError, match="segment pictures first"):
+        session.repack(0.5)
     text = tmp_path / "text.jpg"
     text.write_text("hello")
     with pytest.raises(FewShotError, match="text.jpg"):
         segment(session, [str(text)])
-    masks, maps, archive, message = segment(session, [query, str(text)])
-    assert len(masks) == 1 and masks[0][0].shape == (50, 70, 3)
-    assert len(maps) == 2 * 3
-    assert message.startswith("1 of 2 pictures") and "text.jpg" in message
-    expected = session.predictor.predict(disc((50, 70), 5)[0]).mask
-    with zipfile.ZipFile(archive) as file:
-        assert {"summary.json", "labels/01_query.png", "overlays/01_query.jpg"} <= set(
-            file.namelist()
-        )
-        with file.open("labels/01_query.png") as label:
-            assert (np.array(Image.open(label)) == expected).all()
-    assert segment(session, [query])[2].is_file() and not archive.is_file()
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [session.archive.parent.name]
+    message = segment(session, [query, str(text)])
+    assert re.match(r"1 of 2 pictures segmented in \d+\.\d s, .* each.*text.jpg", message, re.S)
+    expected = session.predictor.predict(disc((50, 70), 5)[0])
+    (mask, caption), (_, span) = session.masks()
+    shares = [round(100 * (expected.mask == number).mean()) for number in (1, 2)]
+    assert caption == f"mug · {shares[0]} %, object · {shares[1]} % (query.png)"
+    assert re.fullmatch(r"0\.\d\d–0\.\d\d probability", span) and mask.shape == (50, 70, 3)
+    assert len(session.maps()) == 2 * 3
+
+    def labels():
+        with zipfile.ZipFile(session.archive) as file:
+            assert {"summary.json", "labels/01_query.png", "overlays/01_query.jpg"} <= set(
+                file.namelist()
+            )
+            (entry,) = json.loads(file.read("summary.json"))
+            with file.open("labels/01_query.png") as label:
+                return np.array(Image.open(label)), entry
+
+    found, entry = labels()
+    assert (found == expected.mask).all() and "threshold" not in entry
+    # Another threshold needs no model, and what is shown is what is packed.
+    monkeypatch.setattr(FewShotPredictor, "predict", None)
+    scores = class_scores(expected.probabilities)
+    threshold = float(np.quantile(scores.max(0), 0.7))
+    assert session.masks(threshold)[0][1] != caption
+    session.repack(threshold)
+    found, entry = labels()
+    assert entry["threshold"] == threshold
+    assert entry["classes"]["mug"]["pixels"] == (found == 1).sum()
+    clear = np.abs(scores.max(0) - threshold) > 0.01
+    assert (found == labels_at(scores, threshold))[clear].all() and 0.1 < (found > 0).mean() < 0.5
+    monkeypatch.undo()
+
+    before = session.archive
+    segment(session, [query])
+    assert session.archive.is_file() and not before.is_file()
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == [session.results]
+    Path(query).unlink()
+    with pytest.raises(FewShotError, match="query.png is no longer here"):
+        session.repack(0.4)
+    session.close()
+    assert session.masks() == [] and not any(p.is_dir() for p in tmp_path.iterdir())
+
+
+def test_session_with_clicks(predictor):
+    session = page.Session(predictor.without_supports())
+    with pytest.raises(FewShotError, match="upload a support picture first"):
+        session.add(None, "mug")
+    image, _ = disc((60, 80), 0)
+    session.sketch = Sketch(image, "box")
+    with pytest.raises(FewShotError, match="nothing is marked. Click two opposite corners"):
+        session.add(None, "mug")
+    session.sketch.click(10, 10)
+    session.sketch.click(40, 50)
+    session.add(None, "mug")
+    assert session.predictor.shots == {"mug": 1}
+    assert session.colour("mug") == class_colour(1) and session.colour("new") == class_colour(2)
+    session.clear()
+    assert session.predictor.classes == () and session.gallery == []
+
+
+@pytest.mark.skipif(package_examples() is None, reason="needs gradio's photographs")
+def test_the_example(predictor, tmp_path):
+    examples = package_examples()
+    assert [support.class_name for support in examples.supports] == ["cheetah", "lion"]
+    assert len(examples.queries) >= 2 and all(path.is_file() for path in examples.queries)
+    session = page.Session(predictor.without_supports())
+    session.add(painted(*disc((60, 80), 0)), "mug")
+    session.take(examples)
+    assert session.predictor.shots == {"cheetah": 1, "lion": 1} and len(session.gallery) == 2
+
+
+def test_no_example_without_its_pictures(monkeypatch):
+    monkeypatch.setattr("util.predict.examples.find_spec", lambda name: None)
+    assert package_examples() is None
+
+
+def test_legends_are_html_of_any_name():
+    assert page.legend(["a<b>", "c"]).count("■") == 2
+    assert "a&lt;b&gt; × 3</span>" in page.legend({"a<b>": 3})
+    assert page.legend({}) == ""
 
 
 def test_without_gradio_one_sentence(monkeypatch, tmp_path):
@@ -143,24 +223,24 @@ def test_the_oldest_files_go_first_and_what_is_in_use_stays(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(100))
         os.utime(path, (number, number))
-    app.keep_small(tmp_path, {tmp_path / "a/2"}, limit=200)
+    page.keep_small(tmp_path, {tmp_path / "a/2"}, limit=200)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert left == ["a/2", "c/4", "cache/6", "d/7", "work-x/5"]
     assert not (tmp_path / "b").exists()
-    app.keep_small(tmp_path / "nowhere", set())
-    assert app.paths_in(("x", ["/a/b", None], 3, {"y": 1})) == {Path("/a/b")}
+    page.keep_small(tmp_path / "nowhere", set())
+    assert page.paths_in(("x", ["/a/b", None], 3, {"y": 1})) == {Path("/a/b")}
 
 
 def test_thirty_requests_leave_a_folder_of_bounded_size(predictor, tmp_path, monkeypatch):
     gradio = pytest.importorskip("gradio")
-    monkeypatch.setattr(app.keep_small, "__defaults__", (300_000,))
-    page = app.build_page(gradio, predictor.without_supports, tmp_path)
-    handlers = {block.fn.__name__: block.fn for block in page.fns.values()}
-    session, *_ = handlers["add"](painted(*disc((60, 80), 0)), "mug", None)
+    monkeypatch.setattr(page.keep_small, "__defaults__", (300_000,))
+    built = app.build_page(gradio, predictor.without_supports, tmp_path)
+    handlers = {block.fn.__name__: block.fn for block in built.fns.values() if block.fn}
+    session, *_ = handlers["add"](painted(*disc((60, 80), 0)), "brush", "mug", None)
     shown = np.random.default_rng(0)
     for number in range(30):
         query = write(tmp_path / f"upload{number}" / "query.png", disc((50, 70), number)[0])
-        masks, _, _, message = handlers["segment"]([str(query)], session)
+        _, message, *_ = handlers["segment"]([str(query)], session)
         assert message.startswith("1 of 1") and query.is_file() and session.archive.is_file()
         # As gradio does with every picture that it shows.
         (tmp_path / f"shown{number}").mkdir()
@@ -168,7 +248,7 @@ def test_thirty_requests_leave_a_folder_of_bounded_size(predictor, tmp_path, mon
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert 200_000 < size < 500_000
     with pytest.raises(FewShotError, match="query.png is no longer here: drop it in again"):
-        app.load_picture(str(tmp_path / "upload0" / "query.png"))
+        page.load_picture(str(tmp_path / "upload0" / "query.png"))
 
 
 # ------------------------------------------------------------------------------ in a real browser
@@ -326,6 +406,33 @@ def test_page_in_chromium(served, browser, tmp_path):
     find("#add")[0].click()
     until(lambda: "object × 1" in text("#shots"), "the support")
     until(lambda: find("#supports img"), "the picture of the support")
+    assert "Masks and probability maps appear here" in text("#empty")
+
+    # Two clicks span a box of another class; a third one, taken back, changes nothing.
+    def press(element):
+        page.execute_script("arguments[0].click()", element)
+
+    def corner(part):
+        picture = find("#sketch img")[0]
+        before = picture.get_attribute("src")
+        page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+        across, down = (round(part * picture.size[side]) for side in ("width", "height"))
+        ActionChains(page).move_to_element_with_offset(picture, across, down).click().perform()
+        until(lambda: find("#sketch img")[0].get_attribute("src") != before, "the click")
+
+    press(find("#tool input[value=box]")[0])
+    until(lambda: "two opposite corners" in text("#tool"), "the tool")
+    until(lambda: find("#sketch img"), "the picture to click on")
+    field = find("#class textarea, #class input")[0]
+    field.clear()
+    field.send_keys("box")
+    find("#add")[0].click()
+    refused("nothing is marked. Click two opposite corners")
+    for part in (-0.25, 0.25, 0.4):
+        corner(part)
+    press(find("#undo")[0])
+    find("#add")[0].click()
+    until(lambda: "box × 1" in text("#shots"), "the box")
 
     upload("queries", query)
     until(lambda: "query.jpg" in text("#queries"), "the query")
@@ -333,17 +440,39 @@ def test_page_in_chromium(served, browser, tmp_path):
     until(lambda: "1 of 1 pictures" in text("#status"), "the result")
     shown = until(lambda: find("#masks img"), "a mask image")[0]
     until(lambda: page.execute_script("return arguments[0].naturalWidth", shown) == 320, "its size")
-    assert len(find("#maps img")) == 3
+    assert re.search(r"object · .* %, box · .* %", text("#masks"))
+    assert "object" in text("#found") and not text("#empty")
+    assert find("#download")[0].location["y"] < find("#masks")[0].location["y"]
+
+    def packed():
+        until(lambda: find("#download:not([disabled])"), "the download button")
+        button = find("#download")[0]
+        page.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        button.click()
+        archive = until(lambda: list(downloads.glob("*.zip")), "the download")[0]
+        with zipfile.ZipFile(archive) as file, file.open("labels/01_query.png") as label:
+            found = np.array(Image.open(label))
+        archive.unlink()
+        return found
+
+    assert packed().shape == (240, 320) and packed().any()
+    # Nothing is above the highest threshold, on the page and in the archive.
+    before = text("#masks")
+    slider = find("#threshold input[type=range]")[0]
+    page.execute_script(
+        "arguments[0].value = 0.95; for (const name of ['input', 'pointerup', 'change'])"
+        "arguments[0].dispatchEvent(new Event(name, {bubbles: true}))", slider
+    )  # fmt: skip
+    until(lambda: "object · 0 %, box · 0 %" in text("#masks") != before, "the new masks")
+    until(lambda: find("#download:not([disabled])"), "the new archive")
+    assert not packed().any()
     page.save_screenshot(str(tmp_path / "page.png"))
 
-    until(lambda: find("#download:not([disabled])"), "the download button")
-    page.execute_script(
-        "const b = document.querySelector('#download'); (b.querySelector('a,button') || b).click()"
-    )
-    archive = until(lambda: list(downloads.glob("*.zip")), "the download")[0]
-    with zipfile.ZipFile(archive) as file:
-        with file.open("labels/01_query.png") as label:
-            assert Image.open(label).size == (320, 240)
+    if package_examples() is not None:
+        press(find("#example")[0])
+        until(lambda: "cheetah × 1" in text("#shots"), "the example's supports")
+        until(lambda: "cheetah · " in text("#masks"), "the example's masks")
+        assert "cheetah.jpg" in text("#queries")
 
     # It listens on this machine only, wrote to its own folder only, and leaves nothing behind.
     listening = Path(f"/proc/{server.pid}/net/tcp").read_text().splitlines()[1:]

@@ -17,6 +17,7 @@ import predict
 from tests.own_pictures import ROOT, disc, small_config, untrained, write
 from util.data.transform import read_image
 from util.predict.predictor import FewShotPredictor, Prediction
+from util.predict.threshold import class_scores, labels_at
 from util.predict.writing import summarise, write_results
 from util.runtime.errors import FewShotError, Interrupted
 
@@ -229,6 +230,26 @@ def test_annotation_files(monkeypatch, weight, place):
         predictor.add_support(coco / "s.png", coco / "c.json", "cup")
     with pytest.raises(FewShotError, match="c.json goes with the path of its picture"):
         predictor.add_support(image, coco / "c.json", "pan")
+
+
+def test_a_threshold_of_its_own(monkeypatch, weight, place):
+    words = ("--supports", place / "supports", "--query", place / "photos" / "a.jpg")
+    predictor = FewShotPredictor(untrained(small_config()), small_config(), "cpu")
+    predictor.add_supports(place / "supports")
+    scores = class_scores(predictor.predict(place / "photos" / "a.jpg").probabilities)
+    value = round(float(np.quantile(scores.max(0), 0.8)), 3)
+    for threshold in ((), ("--threshold", value)):
+        call(monkeypatch, weight, *words, *threshold, "--output", place / "out")
+        # A threshold is a setting: the second call makes its results anew.
+        assert (
+            json.loads((place / "out" / "summary.json").read_text())["kept_from_earlier_call"] == 0
+        )
+        labels = np.array(Image.open(place / "out" / "labels" / "a.png"))
+        np.testing.assert_array_equal(labels, labels_at(scores, value if threshold else 0.5))
+    assert 0 < (labels > 0).mean() < 0.3
+    for text in ("0", "1", "-0.5", "half", "nan"):
+        with pytest.raises(FewShotError, match=f"--threshold {text}: a threshold lies between"):
+            predict.parse(["--query", "x", "--output", "y", f"--threshold={text}"])
 
 
 def test_support_folders(place):

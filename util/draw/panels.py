@@ -45,7 +45,8 @@ def _font_file() -> str:
 
 
 @lru_cache(maxsize=8)
-def _font(points: int) -> ImageFont.FreeTypeFont:
+def font(points: int) -> ImageFont.FreeTypeFont:
+    """The letters that every picture is written with."""
     return ImageFont.truetype(_font_file(), points)
 
 
@@ -71,14 +72,14 @@ def plain(text: object, longest: int = 1000) -> str:
 
 def _strip(text: str, width: int, height: int, points: int) -> np.ndarray:
     """One line of text on paper ``[height, width, 3]``, shortened with … to fit."""
-    font, text = _font(points), plain(text)
+    letters, text = font(points), plain(text)
     room = width - 8
-    if font.getlength(text) > room:
-        while text and font.getlength(text + "…") > room:
+    if letters.getlength(text) > room:
+        while text and letters.getlength(text + "…") > room:
             text = text[:-1]
         text += "…"
     canvas = Image.new("RGB", (width, height), PAPER)
-    ImageDraw.Draw(canvas).text((4, height / 2), text, fill=INK, font=font, anchor="lm")
+    ImageDraw.Draw(canvas).text((4, height / 2), text, fill=INK, font=letters, anchor="lm")
     return np.asarray(canvas)
 
 

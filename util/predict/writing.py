@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from util.data.transform import read_mask
 from util.draw.files import write_jpeg, write_labels, write_png
-from util.draw.overlays import heat_overlay, label_overlay
+from util.draw.legend import with_legend
+from util.draw.overlays import class_colour, heat_overlay, label_overlay
 from util.predict.predictor import Prediction
 from util.runtime.files import file_name
 
@@ -34,21 +36,52 @@ def summarise(path: Path, result: Prediction) -> dict[str, Any]:
 
 def write_results(output: Path, name: str, image: np.ndarray, result: Prediction) -> list[Path]:
     """Write every picture of one query below ``output``; returns their paths."""
-    overlay = label_overlay(image, result.mask)
     small = _small(image)
-    files = [
+    files = write_mask(output, name, image, result)
+    levels_of = zip(_probability_files(output, name, result), result.probabilities[1:], strict=True)
+    for file, probability in levels_of:
+        files.append(write_png(file, cv2.convertScaleAbs(probability, alpha=255)))  # rounds
+    for number, class_name in enumerate(result.classes, start=1):
+        for stage, values in enumerate(result.correlations[class_name], start=1):
+            heat = heat_overlay(small, values)
+            target = f"{name}/{number}_{file_name(class_name)}_stage{stage}.jpg"
+            files.append(write_jpeg(output / "correlations" / target, heat))
+    return files
+
+
+def write_mask(output: Path, name: str, image: np.ndarray, result: Prediction) -> list[Path]:
+    """Write what the mask of one query decides: its labels, and an overlay with a legend."""
+    colours = {name: class_colour(number) for number, name in enumerate(result.classes, start=1)}
+    overlay = with_legend(label_overlay(image, result.mask), colours, result.mask)
+    return [
         write_labels(output / "labels" / f"{name}.png", result.mask),
         write_jpeg(output / "overlays" / f"{name}.jpg", overlay),
     ]
-    for number, class_name in enumerate(result.classes, start=1):
-        levels = cv2.convertScaleAbs(result.probabilities[number], alpha=255)  # rounds
-        file = f"{name}/{number}_{file_name(class_name)}"
-        files.append(write_png(output / "probabilities" / f"{file}.png", levels))
-        for stage, values in enumerate(result.correlations[class_name], start=1):
-            heat = heat_overlay(small, values)
-            target = output / "correlations" / f"{file}_stage{stage}.jpg"
-            files.append(write_jpeg(target, heat))
-    return files
+
+
+def read_probabilities(output: Path, name: str, result: Prediction) -> np.ndarray:
+    """The probabilities that :func:`write_results` wrote, float32 [1 + C, H, W], to 1/255.
+
+    Raises:
+        FewShotError: they are no longer there.
+    """
+    levels = [read_mask(file) for file in _probability_files(output, name, result)]
+    probabilities = np.stack([np.zeros_like(levels[0]), *levels]).astype(np.float32) / 255
+    np.clip(1 - probabilities.sum(0), 0, 1, out=probabilities[0])
+    return probabilities
+
+
+def without_arrays(result: Prediction) -> Prediction:
+    """What a prediction says beside its mask and maps."""
+    nothing = np.zeros((0, 0), np.uint8)
+    return result._replace(mask=nothing, probabilities=nothing, priors={}, correlations={})
+
+
+def _probability_files(output: Path, name: str, result: Prediction) -> list[Path]:
+    return [
+        output / "probabilities" / name / f"{number}_{file_name(class_name)}.png"
+        for number, class_name in enumerate(result.classes, start=1)
+    ]
 
 
 def _small(image: np.ndarray, side: int = 640) -> np.ndarray:
