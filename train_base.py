@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model import PSPNet, build_model
+from model import build_model
 from model.fewshot import Loss
+from model.pspnet import PSPNet
 from util.config import Config
 from util.data.dataset import SegmentationDataset
 from util.data.index import build_index

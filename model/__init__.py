@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+import pkgutil
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import nn
+from model.registry import ARCHITECTURES, method
 
-from model.hdmnet import HDMNet
-from model.hsnet import HSNet
-from model.pspnet import PSPNet
+if TYPE_CHECKING:
+    from torch import nn
 
-ARCHITECTURES = {"HDMNet": HDMNet, "HSNet": HSNet, "PSPNet": PSPNet}
+    from util.config import Config
 
-try:
-    from model.fast.hdmnet import FastHDMNet
-    from model.fast.hsnet import FastHSNet
-
-    FASTER = {HDMNet: FastHDMNet, HSNet: FastHSNet}
-except ModuleNotFoundError as error:
-    if error.name != "model.fast":
-        raise
-    FASTER = None
+FASTER = {"HDMNet": "model.fast.hdmnet:FastHDMNet", "HSNet": "model.fast.hsnet:FastHSNet"}
 
 
-def build_model(cfg: Any) -> nn.Module:
+def build_model(cfg: Config) -> nn.Module:
     """Model named by ``arch``, with fresh weights; reads no file.
 
     ``compute``: 'textbook' for the equations as written, 'fast' for the same results with less work
@@ -35,10 +27,12 @@ def build_model(cfg: Any) -> nn.Module:
         raise ValueError(f"arch {cfg.arch!r} is not one of {', '.join(ARCHITECTURES)}")
     if cfg.compute not in ("fast", "textbook"):
         raise ValueError(f"compute {cfg.compute!r} is not one of fast, textbook")
-    method = ARCHITECTURES[cfg.arch]
-    if cfg.compute == "fast":
-        if FASTER is None:
+    form = method(cfg.arch)
+    if cfg.compute == "fast" and cfg.arch in FASTER:
+        try:
+            form = pkgutil.resolve_name(FASTER[cfg.arch])
+        except ModuleNotFoundError as error:
+            if error.name != "model.fast":
+                raise
             warnings.warn("model/fast is missing: the textbook form is computed", stacklevel=1)
-        else:
-            method = FASTER.get(method, method)
-    return method.from_config(cfg)
+    return form.from_config(cfg)

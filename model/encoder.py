@@ -6,12 +6,15 @@ What a model must know about an encoder is on the encoder: ``channels``, those o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import ConvNorm, Features, align
+
+if TYPE_CHECKING:
+    from util.config import Config
 
 
 class Block(nn.Module):
@@ -196,7 +199,7 @@ ENCODERS = {
 }
 
 
-def build_encoder(cfg: Any) -> nn.Module:
+def build_encoder(cfg: Config) -> nn.Module:
     """Encoder named by ``backbone``, with ``stem``, ``width`` and ``block_relu``; timm's have none
     of these. Raises ValueError for an unknown name or options that do not go together.
     """

@@ -15,13 +15,17 @@ they are joined, and a ``valid`` tensor beside them says which positions count.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import align, align_rows, fix_batch_norms, full_precision
+from model.registry import Requirements
+
+if TYPE_CHECKING:
+    from util.config import Config
 
 BAND = 64
 
@@ -116,16 +120,18 @@ class FewShotModel(nn.Module):
     ``frozen``: names of the submodules that are never trained (and always in evaluation mode).
     ``host_masks``: whether ``encode_support`` wants its mask in host memory wherever the model is,
     so as to look at it without waiting.
+    ``requirements``: what a configuration must know of the method (:mod:`model.registry`).
     A method that is trained with another number of supports than it is evaluated with says so in
     an attribute ``train_shot`` (HSNet: 1).
     """
 
     frozen: tuple[str, ...] = ()
     host_masks: bool = False
+    requirements: Requirements = Requirements()
     fix_bn: bool = False
 
     @classmethod
-    def from_config(cls, cfg: Any) -> FewShotModel:
+    def from_config(cls, cfg: Config) -> FewShotModel:
         """The model that ``cfg`` describes, with fresh weights; reads no file.
 
         Raises ValueError for options that do not go together.
@@ -202,7 +208,7 @@ class FewShotModel(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} must define losses")
 
-    def param_groups(self, cfg: Any) -> list[dict[str, Any]]:
+    def param_groups(self, cfg: Config) -> list[dict[str, Any]]:
         """Parameters to optimise, with ``lr_scale`` relative to ``base_lr`` and a ``name``."""
         params = [p for p in self.parameters() if p.requires_grad]
         return [{"name": type(self).__name__, "params": params, "lr_scale": 1.0}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,10 @@ from model.matching import MATCHERS, MatchingBlock, Tokens
 from model.prior import prior_mask
 from model.pspnet import BaseClassifier, PyramidHead
 from model.pyramid import Pyramid, initialise, to_map, to_tokens
+from model.registry import REQUIREMENTS
+
+if TYPE_CHECKING:
+    from util.config import Config
 
 REDUCED = 256
 DIM = 64
@@ -76,6 +80,7 @@ class HDMNet(FewShotModel):
     """The method; options as in the configuration's ``Method`` section."""
 
     frozen = ("encoder", "head", "base_learner")
+    requirements = REQUIREMENTS["HDMNet"]
 
     def __init__(
         self,
@@ -118,9 +123,7 @@ class HDMNet(FewShotModel):
             MatchingBlock(DIM, PRIOR_CHANNELS, MATCHERS[matching]) for _ in range(stages)
         )
         self.decoder = Decoder(DIM, stages)
-        self.ensemble = (
-            Ensemble(shot, kshot_trans_dim, restore_order=self.corrected) if ensemble else None
-        )
+        self.ensemble = Ensemble(shot, kshot_trans_dim, self.corrected) if ensemble else None
         initialise(self.pyramid)
         initialise(self.matching)
         if not ensemble:
@@ -128,11 +131,10 @@ class HDMNet(FewShotModel):
         self.freeze()
 
     @classmethod
-    def from_config(cls, cfg: Any) -> HDMNet:
+    def from_config(cls, cfg: Config) -> HDMNet:
         """With the options of ``cfg``'s ``Method`` section; reads no file."""
         options = {name: getattr(cfg, name) for name in OPTIONS}
-        weights = (cfg.aux_weight1, cfg.aux_weight2)
-        return cls(build_encoder(cfg), aux_weights=weights, **options)
+        return cls(build_encoder(cfg), aux_weights=(cfg.aux_weight1, cfg.aux_weight2), **options)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError when a stage would be left without a position or a key."""
@@ -268,7 +270,7 @@ class HDMNet(FewShotModel):
             losses["base"] = Loss(segmentation_loss(out.base, base_mask), self.aux_weights[1])
         return losses
 
-    def param_groups(self, cfg: Any) -> list[dict[str, Any]]:
+    def param_groups(self, cfg: Config) -> list[dict[str, Any]]:
         """Pyramid, matching and decoder at ``base_lr``; reductions, merges, fusion at ten times.
 
         The released optimiser leaves the K-shot reweighting network out; ``fidelity: corrected``

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from model.fewshot import FewShotModel, Loss, Output, map_tensors, segmentation_
 from model.hsnet_backbone import STRIDES, build_backbone
 from model.hypercorrelation import Support, hypercorrelation, object_weight, resized_mask
 from model.layers import align
+from model.registry import REQUIREMENTS, of_one_size, squeezed
+
+if TYPE_CHECKING:
+    from util.config import Config
 
 GROUPS = 4  # of every GroupNorm
 CHANNELS = (16, 64, 128)
@@ -101,6 +105,7 @@ class HSNet(FewShotModel):
 
     frozen = ("encoder",)
     train_shot = 1
+    requirements = REQUIREMENTS["HSNet"]
 
     def __init__(
         self,
@@ -127,7 +132,7 @@ class HSNet(FewShotModel):
         self.freeze()
 
     @classmethod
-    def from_config(cls, cfg: Any) -> HSNet:
+    def from_config(cls, cfg: Config) -> HSNet:
         """Model of a configuration: backbone, stem, width and the options of the class."""
         return cls(
             build_backbone(cfg),
@@ -152,17 +157,10 @@ class HSNet(FewShotModel):
 
     def _squeezed(self, size: int) -> dict[int, int]:
         grids = dict(zip(STRIDES, self.encoder.grids(size), strict=True))
-        result = {}
-        for stride in self.pyramid:
-            extent = grids[stride]
-            for step in SQUEEZE[stride][1]:
-                extent = -(-extent // step)
-            result[stride] = extent
-        return result
+        return squeezed({stride: grids[stride] for stride in self.pyramid})
 
     def _fits(self, size: int) -> bool:
-        extents = set(self._squeezed(size).values())
-        return size > 0 and len(extents) == 1 and 0 not in extents
+        return size > 0 and of_one_size(self._squeezed(size))
 
     def _taps(self, image: Tensor) -> Any:
         """The features in use, as (stride, [B, C, h, w])."""

@@ -9,13 +9,16 @@ hypercorrelation.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.encoder import VGG16_PARTS, BasicBlock, Bottleneck
 from model.layers import ConvNorm
+
+if TYPE_CHECKING:
+    from util.config import Config
 
 STRIDES = (8, 16, 32)
 
@@ -130,7 +133,7 @@ BACKBONES = {
 }
 
 
-def build_backbone(cfg: Any) -> ResNetTaps | VGGTaps:
+def build_backbone(cfg: Config) -> ResNetTaps | VGGTaps:
     """Backbone named by ``backbone``, with ``stem`` and ``width``."""
     if cfg.backbone not in BACKBONES:
         raise ValueError(f"backbone {cfg.backbone!r} is not one of {', '.join(BACKBONES)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from model.encoder import build_encoder
 from model.fewshot import Loss, segmentation_loss
 from model.layers import ConvNorm, align, fix_batch_norms
+from model.registry import REQUIREMENTS
+
+if TYPE_CHECKING:
+    from util.config import Config
 
 BINS = (1, 2, 3, 6)
 
@@ -46,6 +50,8 @@ class PSPNet(nn.Module):
     forward: images [B, 3, H, W], normalised -> logits [B, 1 + N, H, W].
     """
 
+    requirements = REQUIREMENTS["PSPNet"]
+
     def __init__(self, encoder: nn.Module, num_base: int, fix_bn: bool = False) -> None:
         super().__init__()
         self.fix_bn = fix_bn
@@ -54,7 +60,7 @@ class PSPNet(nn.Module):
         self.base_learner = BaseClassifier(encoder.head_width, num_base)
 
     @classmethod
-    def from_config(cls, cfg: Any) -> PSPNet:
+    def from_config(cls, cfg: Config) -> PSPNet:
         """With ``num_base``, ``fix_bn`` and the encoder's options of ``cfg``; reads no file."""
         return cls(build_encoder(cfg), cfg.num_base, cfg.fix_bn)
 
@@ -75,7 +81,7 @@ class PSPNet(nn.Module):
         """Cross-entropy: mask [B, H, W] with 0..N and 255 = ignore."""
         return {"main": Loss(segmentation_loss(logits, mask))}
 
-    def param_groups(self, cfg: Any) -> list[dict[str, Any]]:
+    def param_groups(self, cfg: Config) -> list[dict[str, Any]]:
         """All parameters at the base learning rate."""
         return [{"name": "pspnet", "params": list(self.parameters()), "lr_scale": 1.0}]
 

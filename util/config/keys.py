@@ -28,7 +28,6 @@ _WORDS = {
     "list[str]": "a list of names",
     "list[list[label]]": "a list of lists of class ids or names",
 }
-_OURS = ("HDMNet", "HSNet", "PSPNet")
 _LONGEST = 1000  # entries of a list; aliased YAML could hold billions
 _LARGEST = 10**12
 
@@ -75,7 +74,6 @@ class Key:
     choices: tuple[Any, ...] = ()
     prefix: str = ""  # text that begins so is taken beside the choices
     role: str = ""  # what it is to trained weights, see util.config.schema.ROLES
-    readers: tuple[str, ...] = ()  # the architectures that read it; empty: all
     name: str = field(init=False)
     kind: str = field(init=False)
 
@@ -85,10 +83,6 @@ class Key:
 
     def __get__(self, cfg: Any, section: type) -> Any:
         return self if cfg is None else plain(cfg._values[self.name])
-
-    def read_by(self, arch: str) -> bool:
-        """Whether the key means something to ``arch``; one's own architecture may read any."""
-        return not self.readers or arch in self.readers or arch not in _OURS
 
     def convert(self, value: Any) -> Any:
         """The value in the key's own type (sequences become tuples), or :class:`BadValue`."""

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from model.registry import ARCHITECTURES, requirements
 from util.config import schema
-from util.config.architectures import ARCHITECTURES, facts_of
 from util.config.folds import Fold, fold_of, given_splits, split_count
 from util.config.keys import BadValue, plain, show
 from util.config.parse import YAML_ERRORS, first_line, parse
@@ -117,7 +117,7 @@ class Config(Settings):
         data_set = f"{self.data_set}_from_{self.trained_on}" if self.trained_on else self.data_set
         backbone = self.backbone.replace("/", "_")
         folder = Path(self.exp_root, data_set, self.arch, f"split{self.split}", backbone)
-        if not facts_of(self.arch).is_base:
+        if not requirements(self.arch).is_base:
             folder /= f"{self.shot}shot"
         return folder / self.name if self.name else folder
 
@@ -336,7 +336,7 @@ def _fill(values: dict[str, Any]) -> None:
     derived = {
         "data_root": f"data/{data_set}",
         "episodes": _EPISODES.get(data_set, 200),
-        "optimizer": facts_of(values["arch"]).optimizer,
+        "optimizer": requirements(values["arch"]).optimizer,
         "pretrained": "torchvision" if values["stem"] == "7x7" else weights,
     }
     if data_set in _LISTED:
@@ -345,7 +345,7 @@ def _fill(values: dict[str, Any]) -> None:
     for name, value in derived.items():
         if values[name] is None:
             values[name] = value
-    base_learner = facts_of(values["arch"]).base_learner
+    base_learner = requirements(values["arch"]).base_learner
     if base_learner and not values["base_weight"]:
         stage1 = Config({**values, "arch": base_learner, "name": ""}, {}, "", ())
         values["base_weight"] = str(stage1.exp_dir() / "best.pth")
@@ -353,13 +353,10 @@ def _fill(values: dict[str, Any]) -> None:
 
 def _problems(cfg: Config) -> Iterable[str]:
     """Sentences about values that are fine alone and impossible together."""
-    facts = facts_of(cfg.arch)
+    needs = requirements(cfg.arch)
     if cfg.arch not in ARCHITECTURES:
-        import model  # only a name that is not in the table pays for torch
-
-        if cfg.arch not in model.ARCHITECTURES:
-            nearest = _nearest(cfg.arch, model.ARCHITECTURES)
-            yield f"arch {show(cfg.arch)} is not in this project; nearest: {nearest}"
+        nearest = _nearest(cfg.arch, ARCHITECTURES)
+        yield f"arch {show(cfg.arch)} is not in this project; nearest: {nearest}"
     for name in ("data_set", "name"):
         value = getattr(cfg, name)
         if (value or name == "data_set") and not _FOLDER.fullmatch(value):
@@ -382,16 +379,16 @@ def _problems(cfg: Config) -> Iterable[str]:
             yield str(error)
     if cfg.runs > len(cfg.seeds):
         yield f"runs {show(cfg.runs)} needs as many seeds, but seeds has {len(cfg.seeds)}"
-    if facts.is_base and cfg.batch_size == 1 and not cfg.fix_bn:
+    if needs.is_base and cfg.batch_size == 1 and not cfg.fix_bn:
         yield (
             f"batch_size 1 cannot train {cfg.arch}'s batch norms over its 1x1 pooling; "
             "use at least 2, or fix_bn: True"
         )
     for name in ("train_h", "train_w", "val_size"):
         size = getattr(cfg, name)
-        if not facts.fits(cfg, size):
+        if not needs.fits(cfg, size):
             nearby = (size + sign * step for step in range(1, 1025) for sign in (1, -1))
-            works = next(other for other in nearby if facts.fits(cfg, other))
+            works = next(other for other in nearby if needs.fits(cfg, other))
             yield f"{name} {size} does not suit {cfg.arch} with {cfg.backbone}; {works} works"
 
 

@@ -147,30 +147,30 @@ SECTIONS: dict[str, tuple[Key, ...]] = {
 }
 KEYS: dict[str, Key] = {key.name: key for keys in SECTIONS.values() for key in keys}
 
-# What gives trained weights their meaning: role, keys, the architectures that read them (all).
-# util/weights/identity.py says which roles count when weights are loaded for what.
+# What gives trained weights their meaning; a method's requirements (model/registry.py) say whether
+# it reads a key. util/weights/identity.py says which roles count when weights are loaded for what.
 #   encoder    the same tensors make another encoder
 #   network    ... another network over it
 #   objective  what was minimised: the network computes the same, figures belong to it all the same
 #   pictures   which pictures were trained on
 #   course     the order and size of steps: a resumed run keeps them
 #   classes    together decide the classes trained on, which are compared by their names
-ROLES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("encoder", ("backbone", "stem", "width"), ()),
-    ("network", ("arch",), ()),
-    ("network", ("mask_support",), ("HDMNet", "HSNet")),
-    ("network", ("stages", "matching", "hierarchy", "ensemble", "block_relu", "fidelity",
-                 "kshot_trans_dim"), ("HDMNet",)),
-    ("network", ("kernel4d", "hyper_layers", "pyramid"), ("HSNet",)),
-    ("objective", ("distill", "temperature"), ("HDMNet",)),
-    ("pictures", ("protocol",), ()),
-    ("course", ("shot", "optimizer", "manual_seed", "min_pixels", "ann_type"), ()),
-    ("classes", ("data_set", "split", "folds", "class_names", "use_split_coco", "split_lists",
-                 "trained_on"), ()),
-)  # fmt: skip
-for _role, _names, _readers in ROLES:
+ROLES: dict[str, tuple[str, ...]] = {
+    "encoder": ("backbone", "stem", "width"),
+    "network": (
+        "arch", "mask_support", "stages", "matching", "hierarchy", "ensemble", "block_relu",
+        "fidelity", "kshot_trans_dim", "kernel4d", "hyper_layers", "pyramid",
+    ),
+    "objective": ("distill", "temperature"),
+    "pictures": ("protocol",),
+    "course": ("shot", "optimizer", "manual_seed", "min_pixels", "ann_type"),
+    "classes": (
+        "data_set", "split", "folds", "class_names", "use_split_coco", "split_lists", "trained_on",
+    ),
+}  # fmt: skip
+for _role, _names in ROLES.items():
     for _name in _names:
-        KEYS[_name].role, KEYS[_name].readers = _role, _readers
+        KEYS[_name].role = _role
 
 # Sections of PFENet's, BAM's and HDMNet's files whose keys are looked up like any other.
 FOREIGN_SECTIONS = ("Distributed", "Test_Finetune", "TEST")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
+from model.registry import reads
 from util.config import Config, config_from_dict
 from util.config.folds import Fold, by_folder, canonical, has_table
 from util.config.schema import KEYS, SECTIONS
@@ -135,8 +136,8 @@ def check(
         raise _differs(source, ["arch"], old, cfg, use)
     if names := [n for n, key in KEYS.items() if key.role in use.roles and _differ(n, old, cfg)]:
         if use is Use.STARTING:
-            names = [n for n in names if KEYS[n].read_by(old.arch) and not _stricter(n, old)]
-        names = [n for n in names if KEYS[n].read_by(cfg.arch)]
+            names = [n for n in names if reads(old.arch, n) and not _stricter(n, old)]
+        names = [n for n in names if reads(cfg.arch, n)]
         if names:
             raise _differs(source, names, old, cfg, use)
     return None if use is Use.PREDICTION else _check_classes(origin, cfg, use, source, base_learner)
