@@ -90,7 +90,10 @@ def method(arch: str) -> type[Any]:
 
 
 def requirements(arch: str) -> Requirements:
-    """Those of an architecture; of a name that nobody knows, what most methods need."""
+    """Those of an architecture; of a name that nobody knows, what most methods need.
+
+    One that is not in :data:`REQUIREMENTS` is asked itself, and imported for it.
+    """
     if arch in REQUIREMENTS or arch not in ARCHITECTURES:
         return REQUIREMENTS.get(arch, Requirements())
     return getattr(method(arch), "requirements", Requirements())

@@ -62,6 +62,8 @@ def test_pickles_copies_and_compares_by_value(empty):
     assert pickle.loads(pickle.dumps(cfg)) == cfg == copy.deepcopy(cfg)
     assert cfg != cfg.replace(shot=1)
     assert len(pickle.dumps(cfg)) < 10_000
+    other = cfg.about(cfg.replace(split=2).fold)
+    assert pickle.loads(pickle.dumps(other)).fold == other.fold != cfg.fold
 
 
 def test_every_key_states_its_type(empty):
