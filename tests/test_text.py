@@ -19,6 +19,7 @@ from tests.training_case import ROOT
 from util.draw.charts import class_iou_chart, label, leakage_chart, run_spread_chart
 from util.draw.panels import _drawable, grid, panel, plain
 from util.evaluate import grid as text_grid
+from util.predict.page import CANVAS, fit_canvas
 from util.predict.predictor import Prediction
 from util.predict.writing import write_results
 from util.report.tables import _markdown_table
@@ -171,7 +172,4 @@ def test_pictures_of_every_shape(tmp_path, width, height):
     assert Image.open(files[0]).size == (width, height)
     drawn = panel([image], [mask], image, mask, mask, None, [maps[0]])
     assert drawn.shape[1] == 3 * 246 + 6
-
-    import app
-
-    assert max(app.fit_canvas(image).shape[:2]) <= app.CANVAS
+    assert max(fit_canvas(image).shape[:2]) <= CANVAS

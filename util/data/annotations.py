@@ -32,7 +32,8 @@ def annotation_file(path: Path) -> AnnotationFile:
         if "images" in content or "annotations" in content:
             return CocoFile(path, content)
     raise NoAnnotations(
-        f"{path} is no annotation file: neither labelme's (shapes) nor COCO's (images, annotations)"
+        f"{path} is not an annotation file: neither labelme's (shapes) nor COCO's (images, "
+        "annotations)"
     )
 
 
