@@ -11,11 +11,8 @@ go beyond 100 MB, and all when it ends.
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -29,27 +26,29 @@ from util.predict.page import (
     CACHE,
     HINTS,
     Session,
-    fit_canvas,
     keep_small,
     legend,
-    load_picture,
     paths_in,
 )
 from util.predict.predictor import FewShotPredictor
+from util.predict.serving import check_machine, gradio_in, port_number
 from util.predict.sketch import Sketch
+from util.predict.supports import JSON, is_annotation
 from util.runtime.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
 from util.runtime.files import expanded
 from util.weights.load import model_of
 
 DEMO_CONFIG = "config/demo/demo_split0_resnet18.yaml"
 MAX_FILE = "20mb"
-MIN_FILES = 128  # that a page with a few visitors has open
 PAINT = "#e69f00"
 NO_SUPPORTS = "No supports yet."
 THRESHOLD = 0.5  # the model's own decision
 INTRO = """# Few-shot segmentation
 Show the model what to look for on one or more pictures, then drop in the pictures to segment."""
-SHOW_RESULTS = "() => document.querySelector('#status').scrollIntoView({block: 'nearest'})"
+SHOW_RESULTS = """() => {
+    const status = document.querySelector('#status');
+    if (status.getBoundingClientRect().top > innerHeight / 2) status.scrollIntoView();
+}"""
 PLACEHOLDER = (
     '<div style="border: 2px dashed #8888; border-radius: 8px; padding: 3em 1em; '
     'text-align: center">{}</div>'
@@ -85,14 +84,26 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
         sketch = session.sketch
         return None if sketch is None else sketch.drawn(session.colour(class_name))
 
+    def opened(session: Session, picture: Any, class_name: str) -> tuple:
+        several = gr.Button(visible=len(session.pictures) > 1)
+        return session, picture, sketched(session, class_name), several
+
     @explained
     def show_support(
-        path: str | None, tool: str, class_name: str, session: Session | None
+        paths: list[str] | None, tool: str, class_name: str, session: Session | None
     ) -> tuple:
+        session, paths = session_of(session), paths or []
+        if any(map(is_annotation, paths)):
+            for line in session.take_files(paths, folder):
+                gr.Info(line, duration=None)
+            paths = []
+        picture = session.open(paths, tool)
+        return *opened(session, picture, class_name), *shown_supports(session)
+
+    @explained
+    def show_next(tool: str, class_name: str, session: Session | None) -> tuple:
         session = session_of(session)
-        picture = None if path is None else fit_canvas(load_picture(path))
-        session.sketch = None if picture is None else Sketch(picture, tool)
-        return session, picture, sketched(session, class_name)
+        return opened(session, session.next(tool), class_name)
 
     @explained
     def choose(tool: str, class_name: str, session: Session | None) -> tuple:
@@ -118,19 +129,15 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
 
     click.__annotations__ = {"event": gr.SelectData}  # gradio hands it over by its type
 
-    @explained
-    def undo(class_name: str, session: Session | None) -> Any:
-        if session is None or session.sketch is None:
-            return None
-        session.sketch.undo()
-        return sketched(session, class_name)
+    def changed(change: Callable[[Sketch], None]) -> Callable[..., Any]:
+        @explained
+        def handler(class_name: str, session: Session | None) -> Any:
+            if session is None or session.sketch is None:
+                return None
+            change(session.sketch)
+            return sketched(session, class_name)
 
-    @explained
-    def close(class_name: str, session: Session | None) -> Any:
-        if session is None or session.sketch is None:
-            return None
-        session.sketch.close()
-        return sketched(session, class_name)
+        return handler
 
     # ---------------------------------------------------------------------------- supports
 
@@ -145,6 +152,12 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
         session.sketch = session.sketch and Sketch(session.sketch.image, tool)
         picture = session.sketch and session.sketch.image
         return session, picture, picture, *shown_supports(session)
+
+    @explained
+    def remove(session: Session | None) -> tuple:
+        session = session_of(session)
+        session.remove_last()
+        return session, *shown_supports(session)
 
     @explained
     def clear(session: Session | None) -> tuple:
@@ -175,7 +188,8 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
     @explained
     def example(session: Session | None, progress: Any = progress) -> tuple:
         session = session_of(session)
-        session.take(examples)
+        session.clear()
+        session.take(examples.supports)
         place = folder / CACHE / "example"
         place.mkdir(parents=True, exist_ok=True)
         paths = [str(shutil.copy(query, place)) for query in examples.queries]
@@ -206,8 +220,13 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
                     elem_id="example",
                 )
                 support = gr.File(
-                    label="Support picture", file_types=["image"], elem_id="support", height=140
+                    label="Support pictures, or pictures with the JSON of labelme or COCO",
+                    file_count="multiple",
+                    file_types=["image", JSON],
+                    elem_id="support",
+                    height=140,
                 )
+                next_button = gr.Button("Next picture", visible=False, elem_id="next")
                 tool = gr.Radio(
                     list(HINTS),
                     value=BRUSH,
@@ -238,9 +257,10 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
                         undo_button = gr.Button("Undo", elem_id="undo", min_width=80)
                         close_button = gr.Button("Close", elem_id="close", min_width=80)
                 class_name = gr.Textbox("object", label="Class", max_length=60, elem_id="class")
+                add_button = gr.Button("Add support", variant="primary", elem_id="add")
                 with gr.Row():
-                    add_button = gr.Button("Add support", variant="primary", elem_id="add")
-                    clear_button = gr.Button("Clear all", elem_id="clear")
+                    remove_button = gr.Button("Remove last", elem_id="remove", min_width=80)
+                    clear_button = gr.Button("Clear all", elem_id="clear", min_width=80)
                 shots = gr.HTML(NO_SUPPORTS, elem_id="shots")
                 supports = gr.Gallery(
                     label="Supports",
@@ -302,7 +322,9 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
         marked = [class_name, session]
         added = [supports, shots]
         results = [empty, threshold, found, masks, maps, download]
-        on(support.change, show_support, [support, tool, *marked], [session, editor, sketch])
+        views = [session, editor, sketch, next_button]
+        on(support.change, show_support, [support, tool, *marked], [*views, *added])
+        on(next_button.click, show_next, [tool, *marked], views)
         on(
             tool.change,
             choose,
@@ -310,9 +332,10 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
             [session, tool, brush, clicks, sketch, close_button],
         )
         on(sketch.select, click, marked, sketch)
-        on(undo_button.click, undo, marked, sketch)
-        on(close_button.click, close, marked, sketch)
+        on(undo_button.click, changed(Sketch.undo), marked, sketch)
+        on(close_button.click, changed(Sketch.close), marked, sketch)
         on(add_button.click, add, [editor, tool, *marked], [session, editor, sketch, *added])
+        on(remove_button.click, remove, session, [session, *added])
         on(clear_button.click, clear, session, [session, *added])
         shown = [session, status, *results]
         runs = [
@@ -324,43 +347,6 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
         moved = on(threshold.release, move, [threshold, session], [masks, download])
         on(moved.then, repack, [threshold, queries, session], download)
     return page
-
-
-def gradio_in(folder: Path) -> Any:
-    """The gradio module, told before its import to write to ``folder`` and to call nobody."""
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HOME"] = os.environ["MPLCONFIGDIR"] = str(folder / CACHE)
-    try:
-        import gradio
-    except ImportError as error:
-        raise FewShotError(
-            "the web page needs gradio: pip install -r requirements-app.txt"
-        ) from error
-    return gradio
-
-
-def port_number(text: str) -> int:
-    """A port as the command line names it."""
-    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 1 << 16):
-        raise FewShotError(f"--port {text}: a port is a number from 1 to 65535")
-    return int(text)
-
-
-def check_machine(port: int) -> None:
-    """Raise FewShotError, before a model is loaded, when the page could not be served."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if files < MIN_FILES:
-        raise FewShotError(f"{too_many_files()}; the page needs {MIN_FILES}")
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-    except OSError as error:
-        raise FewShotError(
-            f"cannot serve on port {port} ({error.strerror}); --port names another"
-        ) from error
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

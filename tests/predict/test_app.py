@@ -23,7 +23,7 @@ from PIL import Image
 import app
 from tests.own_pictures import ROOT, disc, small_config, untrained, with_orientation, write
 from util.draw.overlays import class_colour
-from util.predict import page
+from util.predict import page, serving
 from util.predict.examples import package_examples
 from util.predict.predictor import FewShotPredictor
 from util.predict.sketch import Sketch
@@ -162,8 +162,63 @@ def test_session_with_clicks(predictor):
     session.add(None, "mug")
     assert session.predictor.shots == {"mug": 1}
     assert session.colour("mug") == class_colour(1) and session.colour("new") == class_colour(2)
+    session.sketch.click(10, 60)
+    session.add(None, "mug")
+    session.add(None, "plate")
+    session.remove_last()
+    assert session.predictor.shots == {"mug": 2} and len(session.gallery) == 2
+    session.remove_last()
+    assert session.predictor.shots == {"mug": 1}
     session.clear()
     assert session.predictor.classes == () and session.gallery == []
+    with pytest.raises(FewShotError, match="no support to remove"):
+        session.remove_last()
+
+
+def test_several_pictures_are_marked_one_after_the_other(predictor, tmp_path):
+    session = page.Session(predictor.without_supports())
+    paths = [str(write(tmp_path / f"{n}.png", disc((40 + n, 50), n)[0])) for n in range(3)]
+    rows = [session.open(paths, "box").shape[0], *(session.next("box").shape[0] for _ in "123")]
+    assert rows == [40, 41, 42, 40] and session.sketch.image.shape[0] == 40
+    assert page.paths_in([session]) == set(map(Path, paths))
+    assert session.open([], "box") is None and session.next("box") is None
+    assert session.sketch is None
+
+
+def test_annotation_files_among_the_uploads(predictor, tmp_path):
+    """gradio puts every upload into a folder of its own."""
+    session = page.Session(predictor.without_supports())
+    image = disc((60, 80), 0)[0]
+    picture, other = (write(tmp_path / n / f"{n}.jpg", image) for n in "ab")
+    with_orientation(picture, 6)
+
+    def labelme(*shapes, size=(60, 80)) -> str:
+        path = tmp_path / "c" / "a.json"
+        path.parent.mkdir(exist_ok=True)
+        shapes = [{"label": name, "points": points} for name, points in shapes]
+        sides = {"imageHeight": size[0], "imageWidth": size[1]}
+        path.write_text(json.dumps({"shapes": shapes, "imagePath": "a.jpg", **sides}))
+        return str(path)
+
+    square = [[10, 10], [50, 10], [50, 40], [10, 40]]
+    file = labelme(("mug", square), ("plate", square[:3]))
+    left_out = session.take_files([str(picture), file, str(other)], tmp_path)
+    assert session.predictor.shots == {"mug": 1, "plate": 1}
+    assert [tile.shape for tile, _ in session.gallery] == [(60, 80, 3)] * 2  # as it is stored
+    assert len(left_out) == 1 and left_out[0].startswith("left out: 1 picture (b.jpg)")
+    two_points, another_shape = {"square": square[:2]}, {"size": (60, 300)}
+    for uploads, changes, words in (
+        ([], {}, r"^a\.json is about a\.jpg, and there is no such picture"),
+        ([picture, picture], {}, "two uploads are called a.jpg"),
+        ([picture], two_points, r"^a\.json: shape 0 .'mug'.: a polygon of 2"),
+        ([picture], another_shape, r"^a\.json says that a\.jpg has 300×60 pixels"),
+    ):
+        points = changes.pop("square", square)
+        file = labelme(("mug", points), **changes)
+        with pytest.raises(FewShotError, match=words):
+            session.take_files([file, *map(str, uploads)], tmp_path)
+    assert session.predictor.shots == {"mug": 1, "plate": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 @pytest.mark.skipif(package_examples() is None, reason="needs gradio's photographs")
@@ -173,8 +228,9 @@ def test_the_example(predictor, tmp_path):
     assert len(examples.queries) >= 2 and all(path.is_file() for path in examples.queries)
     session = page.Session(predictor.without_supports())
     session.add(painted(*disc((60, 80), 0)), "mug")
-    session.take(examples)
-    assert session.predictor.shots == {"cheetah": 1, "lion": 1} and len(session.gallery) == 2
+    session.take(examples.supports)
+    assert session.predictor.shots == {"mug": 1, "cheetah": 1, "lion": 1}
+    assert len(session.gallery) == 3
 
 
 def test_no_example_without_its_pictures(monkeypatch):
@@ -194,7 +250,7 @@ def test_without_gradio_one_sentence(monkeypatch, tmp_path):
                  "MPLCONFIGDIR"):  # fmt: skip
         monkeypatch.setenv(name, "")
     with pytest.raises(FewShotError, match="requirements-app.txt"):
-        app.gradio_in(tmp_path)
+        serving.gradio_in(tmp_path)
 
 
 @pytest.mark.parametrize("port", ["99999", "0", "-1", "80.0", "http", "٣"])
@@ -212,7 +268,7 @@ def test_a_port_in_use_and_too_few_files_show_before_a_model_is_loaded(monkeypat
         monkeypatch.setattr(sys, "argv", ["app.py", "--weight", "no.pth", "--port", str(port)])
         with pytest.raises(FewShotError, match=rf"port {port} \(Address.*in use\); --port names"):
             app.main()
-    monkeypatch.setattr(app.resource, "getrlimit", lambda _: (32, 32))
+    monkeypatch.setattr(serving.resource, "getrlimit", lambda _: (32, 32))
     with pytest.raises(FewShotError, match=r"may have 32 \(ulimit -n.*needs 128"):
         app.main()
 

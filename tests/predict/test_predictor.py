@@ -163,8 +163,12 @@ def test_several_classes(predictor):
     for number, name in ((1, "a"), (3, "c")):
         assert alone[name].mask[result.mask == number].all()
         assert not alone[name].mask[result.mask == 0].any()
-    predictor.remove_class("b")
+    predictor.remove_support("b")
+    assert predictor.shots == {"a": 1, "b": 1, "c": 1}
+    predictor.remove_support("b")
     assert predictor.classes == ("a", "c")
+    with pytest.raises(FewShotError, match="no class 'b'; there are: a, c"):
+        predictor.remove_support("b")
     odds = [np.log(alone[n].probabilities[1] / alone[n].probabilities[0]) for n in ("a", "c")]
     expected = torch.from_numpy(np.stack([0 * odds[0], *odds])).softmax(0).numpy()
     assert np.allclose(predictor.predict(query).probabilities, expected, atol=1e-5)

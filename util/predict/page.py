@@ -20,9 +20,9 @@ from PIL import Image
 from util.data.transform import read_image
 from util.draw.overlays import Colour, class_colour, heat_overlay, label_overlay, overlay
 from util.draw.panels import fit
-from util.predict.examples import Examples
 from util.predict.predictor import FewShotPredictor, Prediction
 from util.predict.sketch import Sketch
+from util.predict.supports import Support, is_annotation, supports_in
 from util.predict.threshold import class_scores, labels_at
 from util.predict.writing import (
     read_probabilities,
@@ -134,7 +134,7 @@ def paths_in(values: Any) -> set[Path]:
     if isinstance(values, (list, tuple)):
         return set().union(*map(paths_in, values))
     if isinstance(values, Session):
-        return {values.results} if values.results else set()
+        return {*map(Path, values.pictures), *filter(None, [values.results])}
     return {Path(values)} if isinstance(values, str) and os.sep in values else set()
 
 
@@ -165,7 +165,7 @@ class Segmented(NamedTuple):
         labels = cv2.resize(result.mask, size, interpolation=cv2.INTER_NEAREST)
         planes = [cv2.resize(plane, size) for plane in result.probabilities]
         maps = [
-            (heat_overlay(small, values), f"stage {stage}, {class_name} ({Path(path).name})")
+            (heat_overlay(small, values), f"{class_name} · stage {stage} ({Path(path).name})")
             for class_name, stages in result.correlations.items()
             for stage, values in enumerate(stages, start=1)
         ]
@@ -191,6 +191,7 @@ class Session:
     def __init__(self, predictor: FewShotPredictor) -> None:
         self.predictor = predictor
         self.gallery: list[Tile] = []
+        self.pictures: list[str] = []  # uploads to be marked; the first one is shown
         self.sketch: Sketch | None = None
         self.shown: list[Segmented] = []
         self.results: Path | None = None  # the folder of the last results and of their archive
@@ -218,14 +219,52 @@ class Session:
         if len(self.gallery) >= MAX_PICTURES:
             raise FewShotError(f"there are {MAX_PICTURES} supports already: clear them first")
         self.predictor.add_support(image, mask, class_name)
-        self.gallery.append((overlay(image, mask, self.colour(class_name)), class_name))
+        small = fit_canvas(image)
+        marked = cv2.resize(mask, small.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        self.gallery.append((overlay(small, marked, self.colour(class_name)), class_name))
 
-    def take(self, examples: Examples) -> None:
-        """Replace all supports by those of the example."""
-        self.clear()
-        for support in examples.supports:
-            image = load_picture(str(support.image))
-            self._add(image, support.annotation()["mask"], support.class_name)
+    def take(self, supports: Sequence[Support]) -> None:
+        """Add supports that are files; all are read before the first one is added."""
+        read = [(*support.pixels(), named(support.class_name)) for support in supports]
+        for image, mask, class_name in read:
+            self._add(image, mask, class_name)
+
+    def take_files(self, paths: Sequence[str], folder: Path) -> list[str]:
+        """Add what annotation files among uploads say of the pictures among them.
+
+        Returns sentences on what was left out.
+        """
+        with tempfile.TemporaryDirectory(prefix=WORK, dir=folder) as place:
+            for path in paths:  # each lies in a folder of its own
+                if not is_annotation(path):
+                    load_picture(path)
+                if (Path(place) / Path(path).name).exists():
+                    raise FewShotError(f"two uploads are called {Path(path).name}: rename one")
+                shutil.copy(path, place)
+            try:
+                found, left_out = supports_in(Path(place))
+                self.take(found)
+            except FewShotError as error:  # of the place where they lie only the names are known
+                raise FewShotError(str(error).replace(f"{place}/", "")) from error
+            return [line.removeprefix(f"{place}: ") for line in left_out]
+
+    def remove_last(self) -> None:
+        """Forget the support that was added last."""
+        if not self.gallery:
+            raise FewShotError("there is no support to remove")
+        self.predictor.remove_support(self.gallery.pop()[1])
+
+    def open(self, paths: Sequence[str], tool: str) -> np.ndarray | None:
+        """Take pictures to be marked one after the other; returns the first, of ``CANVAS``."""
+        self.pictures = list(paths)
+        return self.next(tool, 0)
+
+    def next(self, tool: str, step: int = 1) -> np.ndarray | None:
+        """The next picture to be marked, the first one after the last; None: there is none."""
+        self.pictures = self.pictures[step:] + self.pictures[:step]
+        picture = fit_canvas(load_picture(self.pictures[0])) if self.pictures else None
+        self.sketch = None if picture is None else Sketch(picture, tool)
+        return picture
 
     def clear(self) -> None:
         """Forget every support."""

@@ -229,6 +229,13 @@ class FewShotPredictor:
             self.add_support(support.image, class_name=support.class_name, **annotation)
         return left_out
 
+    def remove_support(self, class_name: str) -> None:
+        """Forget the last support of a class; with its only one goes the class."""
+        if self.shots.get(class_name, 0) > 1:
+            self._supports[class_name].pop()
+        else:
+            self.remove_class(class_name)
+
     def remove_class(self, class_name: str) -> None:
         """Forget a class and its supports; the classes after it move up by one label."""
         if class_name not in self.classes:

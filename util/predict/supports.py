@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from util.config.folders import class_folders, is_hidden, named, searched
 from util.data.annotations import AnnotationFile, NoAnnotations, annotation_file, object_on
+from util.data.reading import fit_pair, read_image
 from util.runtime.errors import FewShotError
 from util.runtime.files import expanded, user_path
 
@@ -38,7 +41,7 @@ class Support:
             if len(box) != 4:
                 raise FewShotError(f"'{self.mask}' is no box: write box:x0,y0,x1,y1 in pixels")
             return {"box": box}
-        if _is_json(self.mask):
+        if is_annotation(self.mask):
             mask, crowds = object_on(self.image, read(Path(self.mask)), self.class_name)
             if crowds:
                 tqdm.write(
@@ -55,6 +58,13 @@ class Support:
         path, _, label = self.mask.rpartition("#")
         asked = path and label.isascii() and label.isdecimal() and len(label) < 10
         return (Path(path), int(label)) if asked else (Path(self.mask), None)
+
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The picture, uint8 RGB [H, W, 3], and the object of an annotation file on it, uint8
+        {0, 1} [H, W]: as it is shown, or as it is stored where the annotation fits only that."""
+        mask = self.annotation()["mask"]
+        image = partial(read_image, self.image)
+        return fit_pair(image, lambda orient=True: mask, str(self.image), f"its mask {self.mask}")
 
     def files(self) -> list[Path]:
         """The files that it is read from."""
@@ -75,7 +85,7 @@ def supports_named(words: Sequence[str], read: Reader = annotation_file) -> list
         raise FewShotError(f"--support takes IMAGE MASK [CLASS], not {' '.join(words)}")
     image, mask = user_path(words[0]), expanded(words[1])
     names = list(words[2:])
-    if not names and _is_json(mask):
+    if not names and is_annotation(mask):
         names = read(Path(mask)).classes_on(image)
         if not names:
             raise FewShotError(f"{mask} has no object on {image}")
@@ -92,12 +102,14 @@ def supports_in(path: Path, read: Reader = annotation_file) -> tuple[list[Suppor
     Raises:
         FewShotError: no such folder or file, nothing annotated, or what cannot be read.
     """
-    if _is_json(path):
+    if is_annotation(path):
         if path.is_file():
             return _of_files([(path, read(path))], []), []
         raise FewShotError(f"{path}: there is no such file")
     files, others, left_out = [], [], []
-    for file in searched(path, wanted=lambda file: _is_json(file) and not is_hidden(file.name)):
+    for file in searched(
+        path, wanted=lambda file: is_annotation(file) and not is_hidden(file.name)
+    ):
         try:
             files.append((file, read(file)))
         except NoAnnotations:
@@ -147,5 +159,6 @@ def _of_files(
     return found
 
 
-def _is_json(path: str | Path) -> bool:
+def is_annotation(path: str | Path) -> bool:
+    """Whether the name is that of an annotation file."""
     return str(path).lower().endswith(JSON)
