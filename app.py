@@ -45,6 +45,7 @@ NO_SUPPORTS = "No supports yet."
 THRESHOLD = 0.5  # the model's own decision
 INTRO = """# Few-shot segmentation
 Show the model what to look for on one or more pictures, then drop in the pictures to segment."""
+GALLERY = ["download", "fullscreen"]  # nothing is shared with other sites
 SHOW_RESULTS = """() => {
     const status = document.querySelector('#status');
     if (status.getBoundingClientRect().top > innerHeight / 2) status.scrollIntoView();
@@ -268,6 +269,7 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
                     fit_columns=False,
                     object_fit="contain",
                     height=220,
+                    buttons=GALLERY,
                     interactive=False,
                     elem_id="supports",
                 )
@@ -304,6 +306,7 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
                     columns=2,
                     object_fit="contain",
                     height="auto",
+                    buttons=GALLERY,
                     visible=False,
                     elem_id="masks",
                 )
@@ -313,6 +316,7 @@ def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: P
                         columns=3,
                         object_fit="contain",
                         height="auto",
+                        buttons=GALLERY,
                         elem_id="maps",
                     )
 

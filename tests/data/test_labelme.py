@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -33,6 +35,11 @@ def content(*shapes: Any, size=SIZE, image: Any = "s.png", **changes) -> dict[st
             "imageData": None, **sides, **changes}  # fmt: skip
 
 
+def png(mask: np.ndarray) -> str:
+    """A mask as labelme writes it into its JSON."""
+    return base64.b64encode(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1]).decode()
+
+
 def saved(path: Path, what: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(what))
@@ -55,7 +62,9 @@ def test_the_object_read_is_the_object_drawn(tmp_path, data):
     point = st.tuples(st.floats(0, frame[1], width=32), st.floats(0, frame[0], width=32))
     shapes, expected = [], np.zeros(size, np.uint8)
     for _ in range(data.draw(st.integers(1, 2))):
-        kind = data.draw(st.sampled_from(["polygon", "rectangle", "circle", None]), "kind")
+        kind = data.draw(
+            st.sampled_from(["polygon", "rotation", "rectangle", "circle", None]), "kind"
+        )
         least, most = (2, 2) if kind in ("rectangle", "circle") else (3, 6)
         points = data.draw(st.lists(point, min_size=least, max_size=most), "points")
         shapes.append(shape(points, kind))
@@ -76,6 +85,18 @@ def test_the_object_read_is_the_object_drawn(tmp_path, data):
             read(tmp_path, what, size)
         return
     np.testing.assert_array_equal(read(tmp_path, what, size), expected)
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_masks_as_labelme_keeps_them(tmp_path, factor):
+    """A picture of the box around the object, as its AI tools leave it."""
+    inside = np.random.default_rng(0).random((7, 5)) < 0.5
+    expected = np.zeros(SIZE, np.uint8)
+    expected[4:11, 20:25] = inside
+    what = {**shape([[20, 4], [24, 10]], "mask"), "mask": png(inside)}
+    size = (SIZE[0] * factor, SIZE[1] * factor)
+    expected = np.kron(expected, np.ones((factor, factor), np.uint8))
+    np.testing.assert_array_equal(read(tmp_path, content(what), size), expected)
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 8])
@@ -102,7 +123,17 @@ def test_frames_of_the_picture_as_shown_and_as_stored(tmp_path, orientation):
     [
         (shape(kind="linestrip"), "a linestrip encloses nothing here: draw a polygon"),
         (shape(kind="point"), "a point encloses nothing"),
-        (shape(kind="mask"), "a mask encloses nothing"),
+        (shape(kind="mask"), "its mask is missing or damaged"),
+        (
+            {**shape(kind="mask"), "mask": "AAAA"},
+            "its mask: the picture cannot be read (not a picture",
+        ),
+        ({**shape(kind="mask"), "mask": "not base64!"}, "its mask is missing or damaged"),
+        (
+            {**shape([[28, 2], [29, 9]], "mask"), "mask": png(np.eye(4))},
+            "of 4×4 leaves the picture",
+        ),
+        ({**shape([[-1, 2], [9, 9]], "mask"), "mask": png(np.eye(4))}, "of 4×4 leaves the picture"),
         (shape(PAIRS[:2]), "a polygon of 2 points encloses nothing"),
         (shape(PAIRS[:1], "rectangle"), "a rectangle of 1 points encloses nothing"),
         (shape(PAIRS, "circle"), "a circle is two points"),

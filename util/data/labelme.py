@@ -6,24 +6,32 @@ which follows the rules of :mod:`util.data.coco`.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+from PIL import Image
 
 from util.data.coco import read_json
+from util.data.reading import decoding
 from util.data.shapes import Size, circle_mask, fitting, frame_of, numbers, polygon_mask
 from util.runtime.errors import FewShotError
 
+_AREAS = ("polygon", "rectangle", "oriented_rectangle", "rotation")  # all corners are given
+
 
 class Shape(NamedTuple):
-    """One object: its label, kind (``shape_type``) and points as in the file, and its place there
-    (for messages)."""
+    """One object: its label, kind (``shape_type``), points and ``mask`` as in the file, and its
+    place there (for messages)."""
 
     label: str
     kind: str
     points: Any
+    pixels: Any
     place: int
 
     def draw(self, frame: Size, size: Size) -> np.ndarray:
@@ -35,18 +43,36 @@ class Shape(NamedTuple):
         points = numbers(self.points)
         if points is None or points.ndim != 2 or points.shape[1] != 2:
             raise FewShotError("its points are no list of pairs x, y")
+        if self.kind == "mask":
+            return self._painted(points, frame, size)
         if self.kind == "circle":
             return circle_mask(size, points, frame)
         if self.kind == "rectangle" and len(points) == 2:
             (x0, y0), (x1, y1) = points
             points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-        elif self.kind not in ("polygon", "rectangle"):
+        elif self.kind not in _AREAS:
             raise FewShotError(
                 f"a {self.kind} encloses nothing here: draw a polygon, a rectangle or a circle"
             )
         if len(points) < 3:
             raise FewShotError(f"a {self.kind} of {len(points)} points encloses nothing")
         return polygon_mask(size, [points.ravel()], frame)
+
+    def _painted(self, points: np.ndarray, frame: Size, size: Size) -> np.ndarray:
+        """The pixels of a mask, a picture in the box of two ``points``, the last one inside."""
+        try:
+            data = base64.b64decode(self.pixels, validate=True)
+        except (TypeError, ValueError) as error:
+            raise FewShotError("its mask is missing or damaged") from error
+        with decoding("its mask", "picture"), Image.open(io.BytesIO(data)) as picture:
+            inside = np.array(picture.convert("L")) > 0
+        height, width = inside.shape
+        x, y = np.rint(points[0]).astype(int) if np.isfinite(points).all() else (-1, -1)
+        if x < 0 or y < 0 or x + width > frame[1] or y + height > frame[0]:
+            raise FewShotError(f"its mask of {width}×{height} leaves the picture")
+        whole = np.zeros(frame, np.uint8)
+        whole[y : y + height, x : x + width] = inside
+        return cv2.resize(whole, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 class LabelmeFile:
@@ -87,7 +113,7 @@ class LabelmeFile:
         if not isinstance(label, str | int) or not str(label).strip():
             raise FewShotError(f"{self.path} is not a labelme file: shape {place} has no label")
         kind = shape.get("shape_type") or "polygon"
-        return Shape(str(label).strip(), str(kind), shape.get("points"), place)
+        return Shape(str(label).strip(), str(kind), shape.get("points"), shape.get("mask"), place)
 
     def classes_on(self, image: Path) -> list[str]:
         """The labels, in the order of their first shape; a file is about one picture."""

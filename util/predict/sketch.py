@@ -14,8 +14,10 @@ from util.draw.panels import fit
 Point = tuple[int, int]
 """x, y in pixels."""
 TOOLS = ("box", "polygon", "point")
-_SIDE = 256  # GrabCut works on a picture of this size: fast, and blind to texture
-_SURE, _LIKELY, _REACH = 6, 51, 102  # radii around a point there: object, guess, farthest
+# GrabCut works on a picture of this size, its texture smoothed away; radii around a point there:
+# surely the object, perhaps the object, the farthest that it reaches.
+_SIDE = 256
+_SURE, _LIKELY, _REACH = 6, 38, 77
 
 
 class Sketch:
@@ -115,7 +117,7 @@ def object_at(
         inside: points of the object, one or more; only what hangs together with one is taken.
         outside: points that are not of it.
     """
-    small = fit(image, _SIDE)
+    small = cv2.pyrMeanShiftFiltering(fit(image, _SIDE), 8, 20)
     scale = np.array(small.shape[1::-1]) / image.shape[1::-1]
 
     def places(points: Sequence[Point]) -> list[tuple[int, int]]:
