@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from predict import support_folder
 from util.config import load_config
 from util.config.folders import Pair, class_folders, folder_pairs, searched
 from util.data.sources import find_pairs
+from util.predict.supports import supports_in
 from util.runtime.errors import FewShotError
 
 
@@ -40,7 +40,7 @@ def pairs_of_data_set(root: Path) -> dict[str, list[Pair]]:
 def pairs_of_predict(root: Path) -> dict[str, list[Pair]]:
     """The pairs that ``predict.py --supports`` takes, by class."""
     found: dict[str, list[Pair]] = {}
-    for support in support_folder(root):
+    for support in supports_in(root)[0]:
         found.setdefault(support.class_name, []).append(Pair(support.image, Path(support.mask)))
     return found
 
@@ -157,14 +157,14 @@ def test_what_is_not_clear_is_refused_by_name(tmp_path, files, words):
     assert words in str(caught.value) and "mug" in str(caught.value)
 
 
-def test_folders_that_are_no_classes_are_named(tmp_path, capsys):
+def test_folders_that_are_no_classes_are_named(tmp_path):
     pair = ("1.jpg", "1.png")
     touch(tmp_path, *(f"{name}/{p}" for name in ("mug", ".git", "__MACOSX", "cup") for p in pair))
     touch(tmp_path, "notes.txt", ".hidden.jpg")
     assert list(class_folders(tmp_path).pairs) == ["cup", "mug"]
     assert class_folders(tmp_path, ["mug"]).passed_over == [".git", "__MACOSX", "cup"]
-    assert len(support_folder(tmp_path)) == 2
-    assert "no classes: .git, __MACOSX" in capsys.readouterr().err
+    found, left_out = supports_in(tmp_path)
+    assert len(found) == 2 and left_out == [f"{tmp_path}: no classes: .git, __MACOSX"]
     with pytest.raises(FewShotError, match="there is no folder .*plate"):
         class_folders(tmp_path, ["plate"])
     touch(tmp_path, "mug.jpg")

@@ -52,10 +52,12 @@ def call(monkeypatch, weight: Path, *arguments) -> None:
     predict.main()
 
 
-def test_folder_to_folder(monkeypatch, weight, place):
+def test_folder_to_folder(monkeypatch, weight, place, capsys):
     out = place / "out"
+    (place / "supports" / ".git").mkdir()
     call(monkeypatch, weight, "--supports", place / "supports", "--query", place / "photos",
          "--output", out)  # fmt: skip
+    assert "no classes: .git" in capsys.readouterr().err
     summary = json.loads((out / "summary.json").read_text())
     assert summary["classes"] == {
         "mug": {"label": 1, "supports": 2},
