@@ -55,6 +55,7 @@ test-portable: .venv/installed-dev
 lint: .venv/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 app-install: install
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements-app.txt

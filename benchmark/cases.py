@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model import build_model
 from model.fewshot import split_shots, total
+from model.layers import size_of
 from util.config import load_config
 
 CONFIGS = {
@@ -65,7 +66,7 @@ def predict(model: nn.Module, data: dict[str, Tensor], dtype: torch.dtype | None
     with torch.inference_mode(), autocast(query.device, dtype):
         encoded = model.encode_episode(query, images.flatten(0, 1), masks.flatten(0, 1))
         supports = split_shots(model.prepare_support(encoded[1]), images.shape[1])
-        return model.match(model.prepare_query(encoded[0]), supports, tuple(query.shape[-2:]))
+        return model.match(model.prepare_query(encoded[0]), supports, size_of(query))
 
 
 def train_step(model: nn.Module, data: dict[str, Tensor], dtype: torch.dtype | None = None) -> None:

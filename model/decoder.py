@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import ConvNorm, plain
+from model.layers import ConvNorm, plain, size_of
 
 
 class MLP(nn.Sequential):
@@ -39,6 +39,6 @@ class Decoder(nn.Module):
             if decoded is None:
                 decoded = F.relu(stage(x))
             else:
-                coarse = plain(decoded, tuple(x.shape[-2:]))
+                coarse = plain(decoded, size_of(x))
                 decoded = F.relu(stage(x + coarse)) + coarse
         return self.head(decoded)

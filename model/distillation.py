@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.layers import full_precision, plain
+from model.layers import full_precision, plain, size_of
 
 
 def distillation_loss(
@@ -20,12 +20,12 @@ def distillation_loss(
     """
     with torch.autocast(query_mask.device.type, enabled=False):
         maps = [full_precision(correlation) for correlation in correlations]
-        teacher = ground_truth_teacher(query_mask, tuple(maps[-1].shape[-2:]), maps[-1].dtype)
+        teacher = ground_truth_teacher(query_mask, size_of(maps[-1]), maps[-1].dtype)
         total = maps[-1].new_zeros(())
         for level in reversed(range(len(maps))):
             student = maps[level]
             if level < len(maps) - 1:
-                coarse = plain(maps[level + 1].detach()[:, None], tuple(student.shape[-2:]))
+                coarse = plain(maps[level + 1].detach()[:, None], size_of(student))
                 teacher = (coarse.flatten(1) / temperature).log_softmax(dim=1)
             log_student = (student.flatten(1) / temperature).log_softmax(dim=1)
             total = total + F.kl_div(log_student, teacher, reduction="batchmean", log_target=True)

@@ -1,8 +1,4 @@
-"""Encoders as feature pyramids: ResNet with dilated last stages, VGG-16 with batch norm.
-
-What a model must know about an encoder is on the encoder: ``channels``, those of f2, f3, f4;
-``reduction``, pixels of the picture for a cell of them; ``head_width``, channels that suit f5.
-"""
+"""Encoders as feature pyramids: ResNet with dilated last stages, VGG-16 with batch norm."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import ConvNorm, Features, align
+from model.layers import ConvNorm, Encoder, Features, Modules, align, size_of
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -76,7 +72,7 @@ class Bottleneck(Block):
         return [self.conv1, self.conv2, self.conv3]
 
 
-class ResNetEncoder(nn.Module):
+class ResNetEncoder(Encoder):
     """ResNet whose stages 3 and 4 keep stride 1 and dilate by 2 and 4: reduction 8.
 
     ``stem``: 'deep' (three 3×3 convolutions) or '7x7'. ``width``: channels of the first stage (64
@@ -97,7 +93,7 @@ class ResNetEncoder(nn.Module):
         super().__init__()
         self.block_relu = block_relu
         if stem == "deep":
-            self.stem = nn.ModuleList(
+            self.stem = Modules(
                 [
                     ConvNorm(3, width, 3, stride=2, padding=1),
                     ConvNorm(width, width, 3, padding=1),
@@ -106,7 +102,7 @@ class ResNetEncoder(nn.Module):
             )
             inputs = 2 * width
         else:
-            self.stem = nn.ModuleList([ConvNorm(3, width, 7, stride=2, padding=3)])
+            self.stem = Modules([ConvNorm(3, width, 7, stride=2, padding=3)])
             inputs = width
         stages = []
         for stage, (depth, stride, dilation) in enumerate(
@@ -116,7 +112,7 @@ class ResNetEncoder(nn.Module):
             for index in range(depth):
                 blocks.append(block(inputs, width << stage, stride if index == 0 else 1, dilation))
                 inputs = (width << stage) * block.expansion
-            stages.append(nn.ModuleList(blocks))
+            stages.append(Modules(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.channels = tuple((width << stage) * block.expansion for stage in (1, 2, 3))
         self.head_width = 8 * width
@@ -140,7 +136,7 @@ class ResNetEncoder(nn.Module):
 VGG16_PARTS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-class VGGEncoder(nn.Module):
+class VGGEncoder(Encoder):
     """VGG-16 with batch norm, cut into five parts; reduction 16, no pool after the last part.
 
     f2 (part 3, reduction 8) is resized with align_corners=True to the size of f3.
@@ -158,8 +154,8 @@ class VGGEncoder(nn.Module):
                 outputs = channels * width // 64
                 convs.append(ConvNorm(inputs, outputs, 3, padding=1, bias=True))
                 inputs = outputs
-            parts.append(nn.ModuleList(convs))
-        self.parts = nn.ModuleList(parts)
+            parts.append(Modules(convs))
+        self.parts = Modules(parts)
         self.channels = (4 * width, 8 * width, 8 * width)
         self.head_width = 8 * width
 
@@ -173,7 +169,7 @@ class VGGEncoder(nn.Module):
                 x = F.max_pool2d(x, 2, stride=2, ceil_mode=True)
             taps.append(x)
         f2, f3, f4 = taps[2:]
-        return Features(align(f2, tuple(f3.shape[-2:])), f3, f4)
+        return Features(align(f2, size_of(f3)), f3, f4)
 
 
 def _resnet(block: type, depths: tuple[int, int, int, int]):
@@ -199,7 +195,7 @@ ENCODERS = {
 }
 
 
-def build_encoder(cfg: Config) -> nn.Module:
+def build_encoder(cfg: Config) -> Encoder:
     """Encoder named by ``backbone``, with ``stem``, ``width`` and ``block_relu``; timm's have none
     of these. Raises ValueError for an unknown name or options that do not go together.
     """

@@ -15,13 +15,14 @@ they are joined, and a ``valid`` tensor beside them says which positions count.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.layers import align, align_rows, fix_batch_norms, full_precision
+from model.layers import align, align_rows, fix_batch_norms, full_precision, size_of
 from model.registry import Requirements
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Loss(NamedTuple):
 
 def total(losses: Mapping[str, Loss]) -> Tensor:
     """The objective of a batch that is whole."""
-    return sum(loss.weight * loss.value for loss in losses.values())
+    return reduce(torch.add, (loss.weight * loss.value for loss in losses.values()))
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -187,9 +188,9 @@ class FewShotModel(nn.Module):
         among the base classes (0-based), in training only. In evaluation mode ``Output.base`` has
         the input's size; in training its loss enlarges it, part by part.
         """
-        size = tuple(query_image.shape[-2:])
+        size = size_of(query_image)
         self.check_size(*size)
-        self.check_size(*support_images.shape[-2:])
+        self.check_size(*size_of(support_images))
         query, support = self.encode_episode(
             query_image, support_images.flatten(0, 1), support_masks.flatten(0, 1)
         )
@@ -226,8 +227,9 @@ class FewShotModel(nn.Module):
         it; weights that are changed otherwise ask for another call.
         """
         for part in self.modules():
-            if part is not self and hasattr(part, "derive"):
-                part.derive()
+            derive = getattr(part, "derive", None)
+            if part is not self and derive is not None:
+                derive()
 
     def learnable_state(self) -> dict[str, Tensor]:
         """The part of the state dict that training changes."""
@@ -250,15 +252,15 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     logits [B, C, h, w], enlarged to the target's size where they are smaller; target [B, H, W],
     integer.
     """
-    height, width = target.shape[-2:]
+    height, width = size_of(target)
     # Without gradients nothing has to be kept: bands of rows bound the memory of enlarged logits
     # and log-softmax, which for a base learner's many classes would exceed everything else.
     rows = height if logits.requires_grad else BAND
     with torch.autocast(logits.device.type, enabled=False):
-        total = 0
+        total: Tensor | float = 0.0
         for first in range(0, height, rows):
             end = min(first + rows, height)
-            if tuple(logits.shape[-2:]) == (height, width):
+            if size_of(logits) == (height, width):
                 band = logits[:, :, first:end]
             else:
                 band = align_rows(full_precision(logits), (height, width), first, end)

@@ -13,7 +13,7 @@ from model.distillation import distillation_loss
 from model.encoder import build_encoder
 from model.ensemble import Ensemble, gram
 from model.fewshot import FewShotModel, Loss, Output, segmentation_loss
-from model.layers import align, full_precision, hide, nearest
+from model.layers import Encoder, Modules, align, full_precision, hide, nearest, size_of
 from model.matching import MATCHERS, MatchingBlock, Tokens
 from model.prior import prior_mask
 from model.pspnet import BaseClassifier, PyramidHead
@@ -79,12 +79,12 @@ class PreparedSupport(NamedTuple):
 class HDMNet(FewShotModel):
     """The method; options as in the configuration's ``Method`` section."""
 
-    frozen = ("encoder", "head", "base_learner")
+    frozen: tuple[str, ...] = ("encoder", "head", "base_learner")
     requirements = REQUIREMENTS["HDMNet"]
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         num_base: int,
         shot: int = 1,
         stages: int = 3,
@@ -119,7 +119,7 @@ class HDMNet(FewShotModel):
         self.merge_query = nn.Conv2d(2 * REDUCED + PRIOR_CHANNELS, DIM, 1, bias=False)
         self.merge_support = nn.Conv2d(2 * REDUCED, DIM, 1, bias=False)
         self.pyramid = Pyramid(DIM, stages)
-        self.matching = nn.ModuleList(
+        self.matching = Modules(
             MatchingBlock(DIM, PRIOR_CHANNELS, MATCHERS[matching]) for _ in range(stages)
         )
         self.decoder = Decoder(DIM, stages)
@@ -163,7 +163,7 @@ class HDMNet(FewShotModel):
         mask = self._object(mask)
         f2, f3, f4 = self.encoder(hide(image, mask))
         f5 = self.head(self._rectified(f4))
-        inside = nearest(mask, tuple(f4.shape[-2:]))
+        inside = nearest(mask, size_of(f4))
         return SupportEncoding(f2, f3, hide(f4, inside), hide(f5, inside), self._gram(f2), mask)
 
     def _object(self, mask: Tensor) -> Tensor:
@@ -181,12 +181,12 @@ class HDMNet(FewShotModel):
 
     def prepare_query(self, encoding: QueryEncoding) -> PreparedQuery:
         """The query's reduction of cat(f3, f2)."""
-        feature = self._reduce(self.reduce_query, encoding)
+        feature = self._reduce(self.reduce_query, encoding.f2, encoding.f3)
         return PreparedQuery(feature, encoding.f4, encoding.f5, encoding.gram, encoding.base)
 
     def prepare_support(self, encoding: SupportEncoding) -> PreparedSupport:
         """The support's reduction, its prototype, and its way through the pyramid."""
-        feature = self._reduce(self.reduce_support, encoding)
+        feature = self._reduce(self.reduce_support, encoding.f2, encoding.f3)
         prototype = masked_prototype(feature, encoding.mask)
         x = self._merge(self.merge_support, feature, prototype)
         stages = []
@@ -202,9 +202,9 @@ class HDMNet(FewShotModel):
         """A stage's tokens [B, n, C] to match with, and which belong to the object [B, n]."""
         return sequence, nearest(encoding.mask, size).flatten(1) == 1
 
-    def _reduce(self, conv: nn.Conv2d, encoding: QueryEncoding | SupportEncoding) -> Tensor:
+    def _reduce(self, conv: nn.Conv2d, f2: Tensor, f3: Tensor) -> Tensor:
         """Dropout of the ReLU of a 1×1 convolution over cat(f3, f2): [B, 256, h, w]."""
-        x = conv(torch.cat([encoding.f3, encoding.f2], dim=1))
+        x = conv(torch.cat([f3, f2], dim=1))
         return self.reduce_dropout(F.relu(x))
 
     def _merge(
@@ -241,6 +241,7 @@ class HDMNet(FewShotModel):
         meta = full_precision(self.decoder(features))
         if self.ensemble is None:
             return Output(align(meta, size), None, None, prior, correlations)
+        assert query.gram is not None and supports.gram is not None and query.base is not None
         factor = self.ensemble.factor(query.gram, supports.gram)
         base = full_precision(query.base)
         final = self.ensemble(meta, base, factor, class_index)
@@ -293,6 +294,6 @@ def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:
     """Sum of feature [B, C, h, w] over the resized mask [B, H, W], by its area: [B, C]."""
     with torch.autocast(feature.device.type, enabled=False):
         feature = full_precision(feature)
-        weight = align(mask[:, None].to(feature.dtype), tuple(feature.shape[-2:])).flatten(2)
+        weight = align(mask[:, None].to(feature.dtype), size_of(feature)).flatten(2)
         total = torch.matmul(weight, to_tokens(feature))[:, 0]
         return total / (weight.sum(dim=2) + AREA_EPSILON)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from model.conv4d import KERNELS
 from model.fewshot import FewShotModel, Loss, Output, map_tensors, segmentation_loss
-from model.hsnet_backbone import STRIDES, build_backbone
+from model.hsnet_backbone import STRIDES, ResNetTaps, VGGTaps, build_backbone
 from model.hypercorrelation import Support, hypercorrelation, object_weight, resized_mask
-from model.layers import align
+from model.layers import align, size_of
 from model.registry import REQUIREMENTS, of_one_size, squeezed
 
 if TYPE_CHECKING:
@@ -75,12 +76,10 @@ class Learner(nn.Module):
         """For each stride a hypercorrelation [B, layers, h_q, w_q, h_s, w_s] -> logits
         [B, 2, 2 h, 2 w] at twice the finest query size.
         """
-        mixed = None
-        for stride in self.strides:
+        coarsest, *finer = self.strides
+        mixed = self.squeeze[str(coarsest)](pyramid[coarsest])
+        for stride in finer:
             squeezed = self.squeeze[str(stride)](pyramid[stride])
-            if mixed is None:
-                mixed = squeezed
-                continue
             # The query maps of all support positions as one batch of pictures.
             maps = mixed.permute(0, 4, 5, 1, 2, 3)
             maps = align(maps.flatten(0, 2), tuple(squeezed.shape[2:4])).unflatten(
@@ -109,7 +108,7 @@ class HSNet(FewShotModel):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: ResNetTaps | VGGTaps,
         pyramid: tuple[int, ...] = STRIDES,
         hyper_layers: str = "all",
         kernel4d: str = "center_pivot",
@@ -189,7 +188,7 @@ class HSNet(FewShotModel):
         weight = self._object_weight(mask, image.dtype)
         supports = []
         for layers in self.encode_query(image):
-            resized = resized_mask(weight, tuple(layers[0].shape[-2:]))
+            resized = resized_mask(weight, size_of(layers[0]))
             supports.append(Support(resized, tuple(tap * resized[:, None] for tap in layers)))
         return tuple(supports)
 
@@ -214,7 +213,7 @@ class HSNet(FewShotModel):
             raise ValueError(f"HSNet is trained with one support an episode, not {shots}")
         results = []
         for shot in range(shots):
-            support = map_tensors(supports, lambda tensor, k=shot: tensor[:, k])
+            support = map_tensors(supports, partial(torch.select, dim=1, index=shot))
             results.append(self._one_shot(query, support))
         logits = [align(logits, size) for logits, _ in results]
         final = logits[0] if shots == 1 else vote(logits)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.encoder import VGG16_PARTS, BasicBlock, Bottleneck
-from model.layers import ConvNorm
+from model.layers import ConvNorm, Modules
 
 if TYPE_CHECKING:
     from util.config import Config
@@ -39,25 +39,27 @@ class ResNetTaps(nn.Module):
     ) -> None:
         super().__init__()
         if stem == "deep":
-            shapes = ((3, width, 3, 2), (width, width, 3, 1), (width, 2 * width, 3, 1))
+            shapes = [(3, width, 3, 2), (width, width, 3, 1), (width, 2 * width, 3, 1)]
         else:
-            shapes = ((3, width, 7, 2),)
-        self.stem = nn.ModuleList(
+            shapes = [(3, width, 7, 2)]
+        self.stem = Modules(
             ConvNorm(a, b, k, stride=stride, padding=k // 2) for a, b, k, stride in shapes
         )
         inputs = shapes[-1][1]
+        stages = []
         for stage, depth in enumerate(depths):
             outputs = width << stage
-            blocks = nn.ModuleList()
+            blocks = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
                 blocks.append(block(inputs, outputs, stride, 1))
                 inputs = outputs * block.expansion
-            self.add_module(f"layer{stage + 1}", blocks)
+            stages.append(Modules(blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.layers = depths[1:]
 
     @staticmethod
-    def grids(size: int) -> tuple[int, int, int]:
+    def grids(size: int) -> tuple[int, ...]:
         """Rows (columns) at strides 8, 16 and 32 for an input of ``size`` rows (columns)."""
         return tuple(-(-size // stride) for stride in STRIDES)
 
@@ -103,7 +105,7 @@ class VGGTaps(nn.Module):
         self.group_of = {index: group for group, taps in enumerate(self.TAPS) for index in taps}
 
     @staticmethod
-    def grids(size: int) -> tuple[int, int, int]:
+    def grids(size: int) -> tuple[int, ...]:
         """Rows (columns) at strides 8, 16 and 32 for an input of ``size`` rows (columns)."""
         return tuple(size // stride for stride in STRIDES)
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+class Modules(nn.ModuleList, Generic[Part]):
+    """A list of modules of one class, for those who check types."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, modules: Iterable[Part] = ()) -> None: ...
+
+        def __iter__(self) -> Iterator[Part]: ...
 
 
 class Features(NamedTuple):
@@ -20,9 +33,31 @@ class Features(NamedTuple):
     f4: Tensor
 
 
+class Encoder(nn.Module):
+    """A picture [B, 3, H, W], normalised -> :class:`Features`; what a model must know about it.
+
+    channels: those of f2, f3, f4; reduction: pixels of the picture for a cell of them; head_width:
+    channels that suit f5.
+    """
+
+    channels: tuple[int, ...]
+    reduction: int
+    head_width: int
+
+
+def size_of(x: Tensor) -> tuple[int, int]:
+    """Height and width of [..., h, w]."""
+    return x.shape[-2], x.shape[-1]
+
+
+def strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width of what a layer of ``stride`` makes of a map of ``size``: rounded up."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
 def align(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of [B, C, h, w] with align_corners=True."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    if size_of(x) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
@@ -40,7 +75,7 @@ def align_rows(x: Tensor, size: tuple[int, int], first: int, end: int) -> Tensor
 
 def plain(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of [B, C, h, w] with align_corners=False."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    if size_of(x) == tuple(size):
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 

@@ -85,12 +85,12 @@ class MatchingBlock(nn.Module):
         self, query: Tensor, support: Tokens, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Query tokens [B, N, C] -> matched tokens [B, N, C], mean correlation [B, h, w]."""
-        heads = [
-            split_heads(x, HEADS)
+        q, k, v = (
+            full_precision(split_heads(x, HEADS))
             for x in (self.project.query(self.norm1(query)), support.keys, support.values)
-        ]
+        )
         with torch.autocast(query.device.type, enabled=False):
-            attended, mean = self.correlate(*(full_precision(x) for x in heads), support.valid)
+            attended, mean = self.correlate(q, k, v, support.valid)
         query = query + self.project.dropout(self.project.out(join_heads(attended)))
         query = query + self.ffn(self.norm2(query), size)
         return query, mean.unflatten(1, size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.layers import size_of
+
 EPSILON = 1e-7
 
 
@@ -18,4 +20,4 @@ def prior_mask(query: Tensor, support: Tensor) -> Tensor:
     product = torch.einsum("bcn,bkcm->bknm", q, s)
     norms = q.norm(dim=1)[:, None, :, None] * s.norm(dim=2)[:, :, None, :]
     best = (product / (norms + EPSILON)).amax(dim=3)
-    return best.mean(dim=1).unflatten(1, tuple(query.shape[-2:]))
+    return best.mean(dim=1).unflatten(1, size_of(query))

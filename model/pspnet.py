@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.encoder import build_encoder
 from model.fewshot import Loss, segmentation_loss
-from model.layers import ConvNorm, align, fix_batch_norms
+from model.layers import ConvNorm, Encoder, Modules, align, fix_batch_norms, size_of
 from model.registry import REQUIREMENTS
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ class PyramidHead(nn.Module):
         super().__init__()
         self.channels = channels
         reduced = channels // len(BINS)
-        self.pools = nn.ModuleList([ConvNorm(channels, reduced, 1) for _ in BINS])
+        self.pools = Modules(ConvNorm(channels, reduced, 1) for _ in BINS)
         self.conv = ConvNorm(channels + len(BINS) * reduced, head_width, 3, padding=1)
 
     def forward(self, f4: Tensor) -> Tensor:
         """The equations as written: upsample every grid, concatenate, convolve."""
-        size = tuple(f4.shape[-2:])
+        size = size_of(f4)
         grids = [align(grid, size) for grid in self.grids(f4)]
         return self.conv(torch.cat([f4, *grids], dim=1))
 
@@ -52,7 +52,7 @@ class PSPNet(nn.Module):
 
     requirements = REQUIREMENTS["PSPNet"]
 
-    def __init__(self, encoder: nn.Module, num_base: int, fix_bn: bool = False) -> None:
+    def __init__(self, encoder: Encoder, num_base: int, fix_bn: bool = False) -> None:
         super().__init__()
         self.fix_bn = fix_bn
         self.encoder = encoder
@@ -75,7 +75,7 @@ class PSPNet(nn.Module):
         """images [B, 3, H, W], normalised -> logits [B, 1 + N, H, W], background first."""
         f4 = self.encoder(image).f4
         logits = self.base_learner(self.head(F.relu(f4)))
-        return align(logits, tuple(image.shape[-2:]))
+        return align(logits, size_of(image))
 
     def losses(self, logits: Tensor, mask: Tensor) -> dict[str, Loss]:
         """Cross-entropy: mask [B, H, W] with 0..N and 255 = ignore."""

@@ -10,6 +10,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.layers import strided
+
 EPS = 1e-6
 HEADS = (2, 4, 8, 8)
 REDUCTIONS = (4, 2, 1, 1)
@@ -78,7 +80,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """x [B, h·w, C] -> [B, h·w, C]."""
         source = x
-        if self.reduce is not None:
+        if self.reduce is not None and self.norm is not None:
             source = self.norm(to_tokens(self.reduce(to_map(x, size))))
         attended = F.scaled_dot_product_attention(
             split_heads(self.project.query(x), self.heads),
@@ -155,7 +157,7 @@ class Pyramid(nn.ModuleList):
         """Each stage's size for an input map of ``size``; the first stage keeps it."""
         found = []
         for stride in STRIDES[: len(self)]:
-            size = (-(-size[0] // stride), -(-size[1] // stride))
+            size = strided(size, stride)
             found.append(size)
         return found
 

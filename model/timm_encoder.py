@@ -13,7 +13,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from model.layers import Features, align
+from model.layers import Encoder, Features, align, size_of
 
 HEAD_WIDTH = 512  # at most
 # Each family of timm takes some of these; the first that a model takes are its own.
@@ -29,7 +29,11 @@ def create(name: str, pretrained: bool = False) -> nn.Module:
 
     Raises ValueError where timm has no such model, or no features of it.
     """
-    common = {"pretrained": pretrained, "features_only": True, "out_indices": (-3, -2, -1)}
+    common: dict[str, Any] = {
+        "pretrained": pretrained,
+        "features_only": True,
+        "out_indices": (-3, -2, -1),
+    }
     for options in OPTIONS:
         try:
             return timm.create_model(name, **common, **options)
@@ -43,12 +47,16 @@ def create(name: str, pretrained: bool = False) -> nn.Module:
         raise ValueError(f"backbone timm/{name} gives no feature maps ({error})") from error
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(Encoder):
     """f2, f3, f4: the last three levels, f2 and f4 resized to f3 with align_corners=True.
 
     Pictures come with the mean and deviation of ImageNet; ``mean`` and ``std`` (RGB, of values in
     0..1) are those that the network was trained with, to which they are turned.
     """
+
+    net: Any  # what it has beside a module's attributes, timm declares nowhere
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -69,5 +77,5 @@ class TimmEncoder(nn.Module):
         maps = self.net(image * self.scale + self.shift)
         if getattr(self.net, "output_fmt", None) == "NHWC":
             maps = [x.permute(0, 3, 1, 2) for x in maps]
-        size = tuple(maps[1].shape[-2:])
+        size = size_of(maps[1])
         return Features(*(align(x, size) for x in maps))

@@ -194,7 +194,7 @@ class _CenterPivot(Function):
                 grad.flatten(0, 2), kept.flatten(0, 2), weight1.to(x.dtype), needs_x
             )
             grad_z = None
-            if needs_x:
+            if grad_kept is not None:
                 grad_kept = grad_kept.unflatten(0, kept.shape[:3])
                 grad_z = grad_kept.contiguous() if stride == 1 else torch.zeros_like(z)
                 if stride > 1:
@@ -204,7 +204,7 @@ class _CenterPivot(Function):
             rows = kernel_rows(weight2.to(x.dtype))
             grad_rows = torch.zeros_like(rows, dtype=weight2.dtype)
             # The gradients are walked along with the values, as views of the same shapes.
-            gradients = _row_products(grad_z if needs_x else z, grad, grad_rows, stride)
+            gradients = _row_products(z if grad_z is None else grad_z, grad, grad_rows, stride)
             for (source, target, taps), (grad_source, _, grad_taps) in zip(
                 _row_products(z, grad, rows, stride), gradients, strict=True
             ):
@@ -213,7 +213,7 @@ class _CenterPivot(Function):
                     grad_source.baddbmm_(taps.transpose(1, 2), target)
             grad_bias = full_precision(grad).sum((0, 1, 2, 4, 5)).to(weight1.dtype)
             grad_scale = grad_shift = None
-            if stats is not None:
+            if stats is not None and grad_z is not None:
                 grad_z, grad_scale, grad_shift = _normalise_relu_backward(
                     grad_z, z, x, stats, scale
                 )
@@ -268,9 +268,9 @@ def sparse_windows(
             if not inside:
                 continue
             first, last = inside[0][1], inside[-1][1] + 1
-            taps: slice | list[int] = [j for j, _ in inside]
-            if taps[-1] - taps[0] == last - 1 - first:
-                taps = slice(taps[0], taps[-1] + 1)
+            seen = [j for j, _ in inside]
+            gapless = seen[-1] - seen[0] == last - 1 - first
+            taps: slice | list[int] = slice(seen[0], seen[-1] + 1) if gapless else seen
             for i in range(kernel):
                 out_row, rest = divmod(row + pad - i, stride)
                 if rest == 0 and 0 <= out_row < -(-grid[0] // stride):

@@ -39,7 +39,7 @@ class ComposedMLP(Derives, MLP):
 
     def _composed(self) -> tuple[Tensor, Tensor, Tensor]:
         """[C', C, 3, 3] over the input, [C', 1, 3, 3] over the first bias, bias [C']."""
-        with torch.autocast(self[0].conv.weight.device.type, enabled=False):
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
             (widen, shift), (square, offset), (narrow, bias) = map(_weights, self)
             widen = torch.cat([widen.flatten(1), shift[:, None]], dim=1)  # [4 C, C + 1]
             taps = torch.matmul(narrow.flatten(1), square.flatten(1))  # [C', 4 C · 9]
@@ -57,7 +57,9 @@ class ComposedMLP(Derives, MLP):
 
 
 def _weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    return fused(layer) if isinstance(layer, ConvNorm) else (layer.weight, layer.bias)
+    if isinstance(layer, ConvNorm):
+        return fused(layer)
+    return layer.get_parameter("weight"), layer.get_parameter("bias")
 
 
-FORMS = {MLP: ComposedMLP}
+FORMS: dict[type, type] = {MLP: ComposedMLP}

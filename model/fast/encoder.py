@@ -12,7 +12,7 @@ from model.encoder import Features, ResNetEncoder, VGGEncoder
 from model.fast.cpu.around_object import AroundObject
 from model.fast.derived import Derives, compute_dtype
 from model.fast.steps import Step, resnet_steps, run, vgg_steps
-from model.layers import align
+from model.layers import align, size_of
 
 
 class FoldedEncoder(Derives):
@@ -54,7 +54,7 @@ class FoldedVGG(FoldedEncoder, VGGEncoder):
 
 def _features(taps: list[Tensor]) -> Features:
     f2, f3, f4 = taps
-    return Features(align(f2, tuple(f3.shape[-2:])), f3, f4)
+    return Features(align(f2, size_of(f3)), f3, f4)
 
 
 FORMS = {ResNetEncoder: FoldedResNet, VGGEncoder: FoldedVGG}

@@ -22,10 +22,10 @@ from model.hdmnet import (
     PreparedSupport,
     QueryEncoding,
 )
-from model.layers import hide, nearest
+from model.layers import hide, nearest, size_of
 from model.pyramid import to_tokens
 
-FORMS = {**encoder.FORMS, **pooling.FORMS, **matching.FORMS, **decoder.FORMS}
+FORMS: dict[type, type] = {**encoder.FORMS, **pooling.FORMS, **matching.FORMS, **decoder.FORMS}
 
 
 class AtObject(NamedTuple):
@@ -55,15 +55,16 @@ class FastHDMNet(HDMNet):
     """The same result with less work."""
 
     host_masks = True
+    head: pooling.CellwiseHead
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         refine(self, FORMS)
 
     @torch.no_grad()
-    def encode_support(self, image: Tensor, mask: Tensor) -> SupportEncoding:
-        """As the paper's. The mask may be in host memory: then nothing waits for a GPU to count the
-        object's pixels.
+    def encode_support(self, image: Tensor, mask: Tensor) -> Any:
+        """As the paper's, a :class:`SupportEncoding` of this file. The mask may be in host memory:
+        then nothing waits for a GPU to count the object's pixels.
         """
         seen, mask = self._masks(mask, image.device)
         image = hide(image, mask)
@@ -99,7 +100,7 @@ class FastHDMNet(HDMNet):
     def _support_encoding(self, features: Any, seen: Tensor, mask: Tensor) -> SupportEncoding:
         """``seen`` and ``mask`` as :meth:`_masks` gives them."""
         f2, f3, f4 = features
-        inside = [nearest(seen, size) for size in self.pyramid.sizes(tuple(f4.shape[-2:]))]
+        inside = [nearest(seen, size) for size in self.pyramid.sizes(size_of(f4))]
         # In training on a GPU nothing may wait for a count: all positions are kept there.
         count = not self.training or seen.device.type == "cpu"
         places = tuple(object_places(stage, count) for stage in inside)
@@ -122,15 +123,14 @@ class FastHDMNet(HDMNet):
         return None if self.ensemble is None else gram_of_halves(f2)
 
     def _places(
-        self, encoding: SupportEncoding, level: int, sequence: Tensor, size: tuple[int, int]
+        self, encoding: Any, level: int, sequence: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         places = encoding.places[level]
         return places.of(sequence), places.valid
 
-    def _reduce(self, conv: nn.Conv2d, encoding: QueryEncoding | SupportEncoding) -> Tensor:
+    def _reduce(self, conv: nn.Conv2d, f2: Tensor, f3: Tensor) -> Tensor:
         """Without the copy that cat makes."""
-        f2, f3, weight = encoding.f2, encoding.f3, conv.weight
-        channels = f3.shape[1]
+        weight, channels = conv.weight, f3.shape[1]
         x = F.conv2d(f3, weight[:, :channels]) + F.conv2d(f2, weight[:, channels:])
         return self.reduce_dropout(F.relu(x))
 
@@ -149,4 +149,4 @@ class FastHDMNet(HDMNet):
     def _prior(self, query: PreparedQuery, supports: PreparedSupport) -> Tensor:
         pairs = ((query.f5, supports.f5), (query.f4, supports.f4))
         found = [prior_at_positions(to_tokens(q), *s) for q, s in pairs]
-        return torch.stack(found, dim=1).unflatten(2, tuple(query.feature.shape[-2:]))
+        return torch.stack(found, dim=1).unflatten(2, size_of(query.feature))

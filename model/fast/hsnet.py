@@ -26,7 +26,7 @@ from model.fast.steps import FoldedBlock
 from model.hsnet import HSNet, Learner
 from model.hsnet_backbone import ResNetTaps
 from model.hypercorrelation import resized_mask
-from model.layers import align
+from model.layers import align, size_of
 
 
 class FoldedTaps(Derives, ResNetTaps):
@@ -65,25 +65,28 @@ class PivotLearner(Learner):
         """The output of each squeezing block's first convolution [B, h_s', w_s', C, h_q, w_q] ->
         logits [B, 2, 2 h, 2 w] at twice the finest query size.
         """
-        mixed = None
-        for stride in self.strides:
-            layers = self.squeeze[str(stride)]
-            squeezed = self._layers(first_layers[stride], layers[1:])
-            if mixed is None:
-                mixed = squeezed
-                continue
-            size = tuple(squeezed.shape[-2:])
-            mixed = align(mixed.flatten(0, 2), size).unflatten(0, squeezed.shape[:3]) + squeezed
-            layers = self.mix[str(stride)]
-            mixed = self._layers(center_pivot(mixed, layers[0]), layers[1:])
+        coarsest, *finer = self.strides
+        mixed = self._after_first(first_layers[coarsest], self.squeeze[str(coarsest)])
+        for stride in finer:
+            squeezed = self._after_first(first_layers[stride], self.squeeze[str(stride)])
+            maps = align(mixed.flatten(0, 2), size_of(squeezed))
+            mixed = maps.unflatten(0, squeezed.shape[:3]) + squeezed
+            mix = self.mix[str(stride)]
+            mixed = self._after_first(center_pivot(mixed, pivots(mix)[0]), mix)
         return self.decode(mixed.mean((1, 2)))
 
     @staticmethod
-    def _layers(x: Tensor, layers: nn.Sequential) -> Tensor:
-        """[norm, ReLU, (convolution, norm, ReLU)...]"""
-        for norm, conv in zip(layers[0:-2:3], layers[2::3], strict=True):
+    def _after_first(x: Tensor, block: nn.Module) -> Tensor:
+        """What ``block`` makes of the output of its first convolution."""
+        *norms, last = (part for part in block.children() if isinstance(part, nn.GroupNorm))
+        for norm, conv in zip(norms, pivots(block)[1:], strict=True):
             x = center_pivot(x, conv, norm)
-        return norm_relu(x, layers[-2])
+        return norm_relu(x, last)
+
+
+def pivots(block: nn.Module) -> list[CenterPivotConv4d]:
+    """The center-pivot convolutions of ``block``, in their order."""
+    return [part for part in block.children() if isinstance(part, CenterPivotConv4d)]
 
 
 class FastHSNet(HSNet):
@@ -92,8 +95,7 @@ class FastHSNet(HSNet):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         refine(self, {ResNetTaps: FoldedTaps})
-        if all(isinstance(m, CenterPivotConv4d) for block in self.learner.squeeze.values()
-               for m in block[::3]):  # fmt: skip
+        if all(map(pivots, self.learner.squeeze.values())):
             refine(self, {Learner: PivotLearner})
 
     @property
@@ -116,7 +118,7 @@ class FastHSNet(HSNet):
         places: dict[int, tuple[Tensor, Tensor]] = {}
         for stride, tap in self._taps(image):
             if stride not in places:
-                resized = resized_mask(weight, tuple(tap.shape[-2:]))
+                resized = resized_mask(weight, size_of(tap))
                 places[stride] = (resized, support_positions(resized))
             levels[stride].append(support_layer(tap, *places[stride]))
         return tuple(Support(*places[stride], tuple(levels[stride])) for stride in self.pyramid)
@@ -127,8 +129,8 @@ class FastHSNet(HSNet):
         inputs, maps = {}, []
         for stride, layers, support in zip(self.pyramid, query, supports, strict=True):
             correlations = correlate(layers, support)
-            conv = self.learner.squeeze[str(stride)][0]
-            inputs[stride] = first_convolution(correlations, conv)
+            first = pivots(self.learner.squeeze[str(stride)])[0]
+            inputs[stride] = first_convolution(correlations, first)
             if not self.training:
                 maps.append((correlations.total(), (support.mask > 0).sum((1, 2))))
         return self.learner(inputs), maps

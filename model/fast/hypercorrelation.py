@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.fast.derived import compute_dtype
 from model.hypercorrelation import EPSILON
-from model.layers import full_precision
+from model.layers import full_precision, size_of
 
 
 class Support(NamedTuple):
@@ -101,4 +101,4 @@ def correlate(query: tuple[Tensor, ...], support: Support) -> SparseHypercorrela
                 torch.mm(s, q.t(), out=out[:, layer])
             results.append(out.relu_().unflatten(2, (height, width)))
     listed = [p[:n] for p, n in zip(support.positions.tolist(), counts, strict=True)]
-    return SparseHypercorrelation(results, listed, tuple(support.mask.shape[-2:]))
+    return SparseHypercorrelation(results, listed, size_of(support.mask))

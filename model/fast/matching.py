@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.fast.cpu.folded_conv import Options, fold, fused
 from model.fast.derived import Derives, compute_dtype
-from model.matching import TEMPERATURE, TINY, MatchingBlock, attention, correlation
+from model.matching import TEMPERATURE, TINY, Matcher, MatchingBlock, attention, correlation
 from model.pyramid import MixFFN
 
 # A tile of exp(C): so many support positions at least, so many elements (in float32, 4 MiB that
@@ -38,7 +38,7 @@ def correlation_tiled(
     column = query.shape[0] * query.shape[1] * query.shape[2]
     elements = CPU_ELEMENTS if query.device.type == "cpu" else GPU_ELEMENTS
     step = max(COLUMNS, elements // column)
-    out = None
+    out: Tensor | None = None
     for start in range(0, key.shape[2], step):
         tile = key[:, :, start : start + step], value[:, :, start : start + step]
         if keep:
@@ -49,6 +49,7 @@ def correlation_tiled(
         else:
             part = _inverse_softmax_tile(query, *tile)
         out = part if out is None else out + part
+    assert out is not None  # there is a tile, if only of padding
     mean_key = key.sum(dim=2) / (inside.sum(dim=2) + TINY)
     mean = torch.matmul(query, mean_key[:, :, :, None])[..., 0]
     return out, mean.mean(dim=1)
@@ -74,7 +75,7 @@ def attention_fused(
     return out, mean.mean(dim=1)
 
 
-FASTER = {correlation: correlation_tiled, attention: attention_fused}
+FASTER: dict[Matcher, Matcher] = {correlation: correlation_tiled, attention: attention_fused}
 
 
 class TiledMatching(Derives, MatchingBlock):
@@ -94,7 +95,8 @@ class TiledMatching(Derives, MatchingBlock):
         conv = self.derived(dtype, partial(fold, self.merge, dtype))
         if conv is not None:
             return conv(joined, rectify=True)
-        return F.relu(F.conv2d(joined, *fused(self.merge), *Options.of(self.merge.conv)))
+        weight, bias = fused(self.merge)
+        return F.relu(F.conv2d(joined, weight, bias, *Options.of(self.merge.conv)))
 
 
 class RecomputedFFN(MixFFN):

@@ -146,4 +146,4 @@ def spread_matrix(size: tuple[int, int], dtype: torch.dtype, device: torch.devic
         return matrix.contiguous().to(device=device, dtype=dtype)
 
 
-FORMS = {PyramidHead: CellwiseHead}
+FORMS: dict[type, type] = {PyramidHead: CellwiseHead}

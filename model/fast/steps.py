@@ -44,7 +44,7 @@ class Step(NamedTuple):
 
 def run(stack: list[Tensor], steps: Iterable[Step]) -> list[Tensor]:
     """What those of ``steps`` that are taps give; uses up the stack."""
-    taps = []
+    taps: list[Tensor] = []
     for step in steps:
         made = step.run(*[stack.pop() for _ in range(step.takes)][::-1])
         stack += made

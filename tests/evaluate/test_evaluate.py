@@ -585,7 +585,7 @@ def test_the_cache_admits_until_full_and_gives_bytes_back() -> None:
     cache.drop("a")
     assert cache.put("b", value) and "a" not in cache
     cache.clear()
-    assert cache.room == [[cpu, 100]]
+    assert cache.left == [100]
 
 
 def test_a_view_is_kept_without_the_storage_behind_it() -> None:

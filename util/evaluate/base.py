@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from model.layers import size_of
 from util.config import Config
 from util.data import transform
 from util.data.dataset import PictureDataset
@@ -36,7 +37,7 @@ def base_counts(
     for picture in progress(whole(pictures), len(mine), "validation"):
         logits = model(transform.normalise_batch(picture.image.to(device)[None]))
         finite &= logits.isfinite().all()
-        logits = transform.restore(logits, picture.content, tuple(picture.target.shape))
+        logits = transform.restore(logits, picture.content, size_of(picture.target))
         target = picture.target.to(device).long()
         if lut is not None:
             target = lut[target]

@@ -110,7 +110,8 @@ class ByteCache:
     """
 
     def __init__(self, room: Sequence[tuple[torch.device, int]]) -> None:
-        self.room = [[device, limit] for device, limit in room]
+        self.devices = [device for device, _ in room]
+        self.left = [limit for _, limit in room]
         self.entries: dict[Hashable, tuple[Any, int, int]] = {}
 
     def __contains__(self, key: Hashable) -> bool:
@@ -129,13 +130,13 @@ class ByteCache:
         """Keep the value if there is room; False when it was refused."""
         if key in self.entries:
             return True
-        for place, (device, left) in enumerate(self.room):
+        for place, device in enumerate(self.devices):
             moved = device.type == "cpu" and _on_gpu(value)
             needed = held_bytes(value, pinned=moved)
-            if needed <= left:
+            if needed <= self.left[place]:
                 kept = _map(value, _to_host if moved else own)
                 self.entries[key] = (kept, place, needed)
-                self.room[place][1] -= needed
+                self.left[place] -= needed
                 return True
         return False
 
@@ -143,7 +144,7 @@ class ByteCache:
         """Forget a value, if it is there, and give its bytes back."""
         if key in self.entries:
             _, place, size = self.entries.pop(key)
-            self.room[place][1] += size
+            self.left[place] += size
 
     def clear(self) -> None:
         for key in list(self.entries):

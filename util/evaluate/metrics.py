@@ -215,9 +215,9 @@ def spread(values: Sequence[float]) -> tuple[float, float | None, float | None]:
 
     Sample standard deviation and Student's t, since runs are few; None for both with one run.
     """
-    values = torch.tensor(list(values), dtype=torch.float64)
-    runs = len(values)
+    sample = torch.tensor(list(values), dtype=torch.float64)
+    runs, mean = len(sample), float(sample.mean())
     if runs < 2:
-        return float(values.mean()), None, None
-    deviation = float(values.std(unbiased=True))
-    return float(values.mean()), deviation, float(stdtrit(runs - 1, 0.975)) * deviation / runs**0.5
+        return mean, None, None
+    deviation = float(sample.std(unbiased=True))
+    return mean, deviation, float(stdtrit(runs - 1, 0.975)) * deviation / runs**0.5

@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.fewshot import FewShotModel
 from util.config import Config
 from util.config.folds import split_count
 from util.config.schema import KEYS, SECTIONS
 from util.data.episodes import Episode
 from util.data.transform import IGNORE
-from util.evaluate.metrics import fb_iou, mean_of_defined, object_iou, spread
+from util.evaluate.metrics import (
+    BinaryCounts,
+    ThresholdCounts,
+    fb_iou,
+    mean_of_defined,
+    object_iou,
+    spread,
+)
 from util.evaluate.tally import PRIOR_MAPS, Tally
 from util.runtime.errors import one_line
 
@@ -161,17 +169,18 @@ def make_result(
     first: Sequence[Episode],
 ) -> Result:
     """Read the counts back (the walk's one synchronisation) and turn them into fractions."""
-    names = tally.names
+    names, counts = tally.names, tally.counts
+    assert counts is not None  # there was an episode, in some process
     columns: dict[str, list[float]] = {
-        "miou": tally.counts.miou("final"),
-        "fb_iou": tally.counts.fb_iou("final"),
+        "miou": counts.miou("final"),
+        "fb_iou": counts.fb_iou("final"),
     }
-    if "meta" in tally.counts.heads:
-        columns["miou_meta"] = tally.counts.miou("meta")
-        columns["fb_iou_meta"] = tally.counts.fb_iou("meta")
+    if "meta" in counts.heads:
+        columns["miou_meta"] = counts.miou("meta")
+        columns["fb_iou_meta"] = counts.fb_iou("meta")
     if tally.base is not None:
         columns["miou_base"] = tally.base.miou()
-    per_class = tally.counts.class_iou("final").tolist()
+    per_class = counts.class_iou("final").tolist()
     runs = []
     for number, seed in enumerate(seeds):
         run: dict[str, Any] = {"seed": seed}
@@ -192,8 +201,8 @@ def make_result(
         for (hit, union), episode in zip(tally.scores.tolist(), first, strict=True)
     ]
     class_iou = {}
-    for head in tally.counts.heads:
-        means = [known(mean_of_defined(column)) for column in tally.counts.class_iou(head).T]
+    for head in counts.heads:
+        means = [known(mean_of_defined(column)) for column in counts.class_iou(head).T]
         ids = [names[class_id] for class_id in tally.classes]
         class_iou[head] = dict(zip(ids, means, strict=True))
     return Result(
@@ -204,19 +213,19 @@ def make_result(
         ci95=ci95,
         class_iou=class_iou,
         timing=timing,
-        baselines=_baselines(tally) if tally.baselines else None,
+        baselines=_baselines(counts, tally.prior) if tally.baselines else None,
         scored=scored,
         leakage=_leakage(tally) if tally.details else {},
         counts=tally,
     )
 
 
-def _baselines(tally: Tally) -> dict[str, Any]:
-    everything = tally.counts.everything_found()
+def _baselines(counts: BinaryCounts, prior: ThresholdCounts | None) -> dict[str, Any]:
+    everything = counts.everything_found()
     found: dict[str, Any] = {"all_foreground": _summary(everything), "prior": None}
-    if tally.prior is not None:
-        which, threshold, counts = tally.prior.best()
-        found["prior"] = {**_summary(counts), "map": PRIOR_MAPS[which], "threshold": threshold}
+    if prior is not None:
+        which, threshold, best = prior.best()
+        found["prior"] = {**_summary(best), "map": PRIOR_MAPS[which], "threshold": threshold}
     return found
 
 
@@ -235,7 +244,7 @@ def _leakage(tally: Tally) -> dict[str, dict[str, int]]:
     }
 
 
-def learnable_parameters(model: nn.Module, cfg: Config) -> int:
+def learnable_parameters(model: FewShotModel, cfg: Config) -> int:
     """How many numbers :func:`build_optimizer` lets training change."""
     params = (p for group in model.param_groups(cfg) for p in group["params"])
     return sum(p.numel() for p in params if p.requires_grad)

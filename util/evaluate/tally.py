@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.fewshot import Output
-from model.layers import align
+from model.layers import align, size_of
 from util.config import Config
 from util.data.index import FoldIndex
 from util.data.transform import IGNORE, precise, restore
@@ -61,12 +61,13 @@ class Tally:
         self.leakage = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.row = {class_id: i for i, class_id in enumerate(self.classes)}
 
-    def _allocate(self, heads: Sequence[str], base: int, prior: int) -> None:
+    def _allocate(self, heads: Sequence[str], base: int, prior: int) -> BinaryCounts:
         self.counts = BinaryCounts(self.runs, self.classes, heads, self.device)
         if base:
             self.base = ClassCounts(self.runs, base, self.device)
         if prior:
             self.prior = ThresholdCounts(self.runs, self.classes, prior, self.device)
+        return self.counts
 
     def add(self, tasks: Sequence[Task], out: Output, query: Query, weights: Counter) -> None:
         """Count a batch of episodes about one query.
@@ -75,13 +76,11 @@ class Tally:
         the same in every episode about a query. Empty: not now.
         """
         heads = [("final", out.final)] + ([] if out.meta is None else [("meta", out.meta)])
-        if self.counts is None:
-            with_base = out.base is not None and self.lut is not None
-            self._allocate(
-                [name for name, _ in heads],
-                out.base.shape[1] if with_base else 0,
-                len(PRIOR_MAPS) if self.baselines and out.prior is not None else 0,
-            )
+        counts = self.counts or self._allocate(
+            [name for name, _ in heads],
+            0 if out.base is None or self.lut is None else out.base.shape[1],
+            len(PRIOR_MAPS) if self.baselines and out.prior is not None else 0,
+        )
         logits = torch.cat([value for _, value in heads], dim=1)
         self.finite &= logits.isfinite().all()
         logits = self._scored(logits, query)
@@ -89,16 +88,18 @@ class Tally:
         classes = [task.episode.class_id for task in tasks]
         labels = {c: self._labels(query.target, c) for c in dict.fromkeys(classes)}
         target = torch.stack([labels[class_id] for class_id in classes])
-        rows = self.counts.add([task.run for task in tasks], classes, found, target)
+        rows = counts.add([task.run for task in tasks], classes, found, target)
         if self.base is not None and weights:
-            base = self._enlarged(out.base[:1], tuple(out.final.shape[-2:]))
+            assert out.base is not None and self.lut is not None
+            base = self._enlarged(out.base[:1], size_of(out.final))
             predicted = self._scored(base, query)[0].argmax(0)
             counted = self.base.count(predicted, self.lut[query.target.long()])
             for run, times in weights.items():
                 self.base.counts[run] += counted * times
         if self.prior is not None:
+            assert out.prior is not None
             maps = torch.cat([out.prior, out.prior.mean(1, keepdim=True)], dim=1)
-            maps = self._scored(self._enlarged(maps, tuple(out.final.shape[-2:])), query)
+            maps = self._scored(self._enlarged(maps, size_of(out.final)), query)
             for task, scores, label in zip(tasks, maps, target, strict=True):
                 self.prior.add(task.run, task.episode.class_id, scores, label)
         if self.details:
@@ -116,7 +117,7 @@ class Tally:
     def _scored(self, logits: Tensor, query: Query) -> Tensor:
         if not self.at_original_size:
             return precise(logits)
-        return restore(logits, query.content, tuple(query.target.shape))
+        return restore(logits, query.content, size_of(query.target))
 
     def _add_details(
         self, tasks: Sequence[Task], found: Tensor, query: Query, rows: Tensor

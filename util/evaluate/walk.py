@@ -130,9 +130,10 @@ class Walk(Way):
             encoding = self.model.encode_query(self.setting.on_device(picture))
             kept = (encoding, self.setting.target(picture))
             self.queries += 1
-            self.setting.content[position] = tuple(map(int, picture.content))
+            self.setting.content[position] = picture.content
             self.frozen.put(("query", position), kept)
-        return Query(*kept, self.setting.content[position])
+        encoding, target = kept
+        return Query(encoding, target, self.setting.content[position])
 
     def _support(self, key: tuple[int, int]) -> Any:
         """The prepared support of (picture, class), batch 1."""
@@ -182,8 +183,7 @@ class Naive(Way):
             images = torch.stack([setting.on_device(s) for s in supports], dim=1)
             masks = [setting.support_mask(s, task.support_class, self.model) for s in supports]
             out = self.model(setting.on_device(picture), images, torch.stack(masks, dim=1))
-            content = tuple(map(int, picture.content))
-            query = Query(None, setting.target(picture), content)
+            query = Query(None, setting.target(picture), picture.content)
             self.tally.add([task], out, query, Counter([task.run]))
             self.queries += 1
             self.supports += len(supports)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +101,7 @@ def painted_mask(editor: dict[str, Any] | None) -> tuple[np.ndarray, np.ndarray]
 # ------------------------------------------------------------------------------------------ files
 
 
-def keep_small(folder: Path, in_use: Collection[Path], limit: int = MAX_KEPT) -> None:
+def keep_small(folder: Path, in_use: set[Path], limit: int = MAX_KEPT) -> None:
     """Remove the oldest files of earlier requests from ``folder`` until ``limit`` bytes are left.
 
     gradio keeps every upload and every picture that it showed; a browser has them by then. What is
@@ -331,21 +331,19 @@ class Session:
         Raises:
             FewShotError: there are none, or an upload is no longer there.
         """
-        if self.results is None:
-            raise FewShotError("segment pictures first")
-        summaries = []
+        files, summaries = self.archive.parent / FILES, []
         for each in self.shown:
             image = load_picture(each.path)
-            probabilities = read_probabilities(self.results / FILES, each.name, each.result)
+            probabilities = read_probabilities(files, each.name, each.result)
             mask = labels_at(class_scores(probabilities), threshold)
             result = each.result._replace(mask=mask, probabilities=probabilities)
-            write_mask(self.results / FILES, each.name, image, result)
+            write_mask(files, each.name, image, result)
             summaries.append(summarise(Path(Path(each.path).name), result))
         return self._pack([{**summary, "threshold": threshold} for summary in summaries])
 
     def _pack(self, summaries: list[dict[str, Any]]) -> Path:
         """The results as a ZIP file beside them."""
-        files = self.results / FILES
+        files = self.archive.parent / FILES
         write_json(files / "summary.json", summaries)
         with zipfile.ZipFile(self.archive, "w", zipfile.ZIP_STORED) as archive:
             for part in sorted(files.rglob("*")):
@@ -355,7 +353,9 @@ class Session:
 
     @property
     def archive(self) -> Path:
-        """The ZIP file of the last results."""
+        """The ZIP file of the last results; FewShotError where there are none."""
+        if self.results is None:
+            raise FewShotError("segment pictures first")
         return self.results / "results.zip"
 
     def close(self) -> None:

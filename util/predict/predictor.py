@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.fewshot import FewShotModel, Output, join_shots
+from model.layers import size_of
 from util.config import Config
 from util.data.annotations import annotation_file, object_on
 from util.data.held import object_in, pixels_of, source_of
@@ -183,12 +184,12 @@ class FewShotPredictor:
             raise FewShotError(f"more than {MAX_CLASSES} classes do not fit a mask of bytes")
         label = _label(label, mask)
         image = source_of(image, "a picture")
-        named = isinstance(image, Path)
-        what = f"support '{image}'" if named else f"a support of class '{class_name}'"
+        named = f"'{image}'" if isinstance(image, Path) else None
+        what = f"support {named}" if named else f"a support of class '{class_name}'"
         if mask is not None:
             mask = source_of(mask, f"the mask of {what}")
             if isinstance(mask, Path) and mask.suffix.lower() == ".json":
-                if not named or label is not None:
+                if not isinstance(image, Path) or label is not None:
                     raise FewShotError(f"{mask} goes with the path of its picture, and no label")
                 mask = object_on(image, annotation_file(mask), class_name)[0]
             name = f"mask '{mask}'" if isinstance(mask, Path) else f"the mask of {what}"
@@ -199,7 +200,10 @@ class FewShotPredictor:
             pixels = pixels_of(image)
             size = pixels.shape[:2]
             try:
-                annotation = polygon_mask(size, polygons) if box is None else box_mask(size, box)
+                if box is not None:
+                    annotation = box_mask(size, box)
+                elif polygons is not None:
+                    annotation = polygon_mask(size, polygons)
             except FewShotError as error:
                 raise FewShotError(f"{what}: {error}") from error
         small = self._fit(pixels, annotation)
@@ -271,7 +275,7 @@ class FewShotPredictor:
             priors, correlations = {}, {}
             for number, (name, supports) in enumerate(self._supports.items(), start=1):
                 joined = join_shots([supports])
-                out = self.model.match(query, joined, tuple(tensor.shape[-2:]))
+                out = self.model.match(query, joined, size_of(tensor))
                 logits = restore(self._logits(out), content, size)[0]
                 torch.sub(logits[1], logits[0], out=odds[number])
                 if not odds[number].isfinite().all():

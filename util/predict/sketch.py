@@ -36,7 +36,7 @@ class Sketch:
         self.open: list[Point] = []  # corners of the next one, or the points inside
         self.outside: list[Point] = []
         self._order: list[list[Point]] = []  # which of the two lists of points took each click
-        self.mask = np.zeros(image.shape[:2], np.uint8)
+        self.mask: np.ndarray = np.zeros(image.shape[:2], np.uint8)
 
     def click(self, x: float, y: float) -> None:
         """A click on the picture, in its pixels."""
@@ -104,7 +104,7 @@ class Sketch:
                 (x0, y0), (x1, y1) = points.min(0).astype(int), points.max(0).astype(int)
                 self.mask[y0 : y1 + 1, x0 : x1 + 1] = 1
             elif self.tool == "polygon" and len(part) > 2:
-                self.mask |= filled(size, outlines([points.ravel()], size))
+                self.mask |= filled(size, outlines([points.ravel().tolist()], size))
 
 
 def object_at(
@@ -138,10 +138,9 @@ def object_at(
     if not (seeds % 2 == 0).any():  # every pixel is near a point: GrabCut needs a background
         seeds[0], seeds[-1] = cv2.GC_PR_BGD, cv2.GC_PR_BGD
     cv2.setRNGSeed(0)  # the same clicks give the same object
+    pixels, no_box = np.ascontiguousarray(small[..., ::-1]), (0, 0, 0, 0)
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(
-        np.ascontiguousarray(small[..., ::-1]), seeds, None, *models, 2, cv2.GC_INIT_WITH_MASK
-    )
+    cv2.grabCut(pixels, seeds, no_box, *models, 2, cv2.GC_INIT_WITH_MASK)
     found = (seeds % 2).astype(np.uint8)
     _, pieces = cv2.connectedComponents(found)
     kept = np.isin(pieces, [pieces[place[::-1]] for place in places(inside)]) & (found == 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.fast.cpu.winograd import Spare
 from model.fast.steps import Step, run
+from model.layers import strided
 
 WORTH = 0.85  # a part of the map pays up to this share of it
 
@@ -116,12 +117,13 @@ class EmptyPicture:
             least = 2 * (reach + after)
             if least > WORTH * min(size):
                 break
-            pixels = (n - (n - least) // after * after for n in size)
-            self._small.append(tuple(-(-n // stride) for n in pixels))
+            height, width = (n - (n - least) // after * after for n in size)
+            self._small.append(strided((height, width), stride))
             self._steps.append(step)
             stride = after
         with torch.inference_mode(False):
-            self._stacks = [(torch.zeros(1, 3, 1, 1, dtype=dtype),)]
+            picture = torch.zeros(1, 3, 1, 1, dtype=dtype)
+            self._stacks: list[tuple[Tensor, ...]] = [(picture,)]
         self._lock = Lock()
 
     @property
@@ -202,7 +204,7 @@ class AroundObject:
             return [part.shown(x, size, wanted) for part, x in parts]
 
         for step in self.steps[: empty.levels]:  # as far as it pays
-            after = tuple(-(-n // step.stride) for n in size)
+            after = strided(size, step.stride)
             reached = stack[-1].box.reached(step, after)
             needed = reached.needed(step, size)
             if needed.area > WORTH * size[0] * size[1]:

@@ -50,12 +50,14 @@ class Options(NamedTuple):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Options:
         """Those of ``conv``."""
+        assert not isinstance(conv.padding, str)
         return cls(conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def fused(layer: ConvNorm) -> tuple[Tensor, Tensor]:
     """Weight and bias of the equivalent single convolution; gradients flow through them."""
     conv, bn = layer.conv, layer.bn
+    assert bn.running_mean is not None and bn.running_var is not None
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
     mean = bn.running_mean if conv.bias is None else bn.running_mean - conv.bias
     return conv.weight * scale[:, None, None, None], bn.bias - mean * scale
@@ -99,13 +101,14 @@ class FoldedConv:
         if not packs(x):
             found = F.conv2d(x, self.weight, self.bias, *self.options)
             return finish(found, shortcut, rectify)
-        weight, options = self._packed(x), self._options
+        ops, weight, options = torch.ops.mkldnn, self._packed(x), self._options
+        after = "relu" if rectify else None
         if shortcut is None:
-            run, after = torch.ops.mkldnn._convolution_pointwise, "relu" if rectify else "none"
-            return run(x, weight, self.bias, *options, after, [], "")
-        run, after = torch.ops.mkldnn._convolution_pointwise_.binary, "relu" if rectify else None
+            run = ops._convolution_pointwise
+            return run(x, weight, self.bias, *options, after or "none", [], "")
+        add = ops._convolution_pointwise_.binary
         shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        return run(shortcut, x, weight, self.bias, *options, "add", 1.0, after, [], "")
+        return add(shortcut, x, weight, self.bias, *options, "add", 1.0, after, [], "")
 
     @property
     def _options(self) -> tuple:
@@ -154,7 +157,7 @@ def packs(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     onednn = torch.backends.mkldnn
-    return onednn.is_available() and onednn.enabled and _packs(x.dtype)
+    return onednn.is_available() and bool(onednn.enabled) and _packs(x.dtype)
 
 
 @lru_cache

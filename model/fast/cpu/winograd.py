@@ -137,7 +137,7 @@ def _between_zeros(x: Tensor, top: int, left: int, height: int, width: int) -> T
 
 
 @lru_cache
-def transforms() -> tuple[Tensor, Tensor, Tensor]:
+def transforms() -> tuple[Tensor, ...]:
     """float64, for flattened squares: input [SIDE², SIDE²], weight [SIDE², 9], output [TILE²,
     SIDE²]. With evaluation matrices V(n): the one-dimensional forms are V(SIDE)⁻ᵀ, V(3), V(TILE)ᵀ.
     """
