@@ -65,7 +65,7 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float:
     if not sys.platform.startswith("linux"):
         function()
         return float("nan")
-    ctypes.CDLL(None).malloc_trim(0)
+    _give_back()
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     function()
@@ -73,10 +73,17 @@ def peak_memory(function: Callable[[], object], device: torch.device) -> float:
 
 
 def in_fresh_process(function: Callable, *args):
-    """What ``function(*args)`` returns in a new process, whose allocator keeps nothing yet."""
+    """What ``function(*args)`` returns in a new process, whose allocator keeps nothing yet; what
+    this process keeps free is given back first, or both together might not fit."""
+    _give_back()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=keep_freed_memory) as pool:
         return pool.submit(function, *args).result()
+
+
+def _give_back() -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:
