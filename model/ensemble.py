@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers import full_precision
@@ -49,13 +50,29 @@ class ShotReweighting(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Meta logits, adjustment factor and base map -> final logits, at encoder size."""
+    """Meta logits, adjustment factor and base map -> final logits, at encoder size.
 
-    def __init__(self, shots: int, hidden: int, restore_order: bool) -> None:
+    ``unlearned``: in training the base map is that of a base learner that never had the episode's
+    class, see :func:`base_foreground`.
+    """
+
+    def __init__(
+        self, shots: int, hidden: int, restore_order: bool, unlearned: bool = False
+    ) -> None:
         super().__init__()
+        self.unlearned = unlearned
         self.gram_merge = _two_to_one()
         self.base_merge = _two_to_one()
         self.reweight = ShotReweighting(shots, hidden, restore_order) if shots > 1 else None
+
+    def optimised(self) -> list[nn.Parameter]:
+        """What training moves. The released optimiser leaves the K-shot reweighting network out; it
+        learns with ``restore_order``, which mends the release's other mistake with it.
+        """
+        learned = [self.gram_merge.weight, self.base_merge.weight]
+        if self.reweight is not None and self.reweight.restore_order:
+            learned += self.reweight.parameters()
+        return learned
 
     def factor(self, query_gram: Tensor, support_grams: Tensor) -> Tensor:
         """Adjustment factor [B]: weighted sum of the K Gram distances.
@@ -77,7 +94,7 @@ class Ensemble(nn.Module):
         """
         with torch.autocast(meta.device.type, enabled=False):
             background, foreground = full_precision(meta).softmax(dim=1).split(1, dim=1)
-            base_map = base_foreground(full_precision(base), class_index)
+            base_map = base_foreground(full_precision(base), class_index, self.unlearned)
             plane = factor.to(background.dtype)[:, None, None, None].expand_as(background)
             background = self.gram_merge(torch.cat([background, plane], dim=1))
             foreground = self.gram_merge(torch.cat([foreground, plane], dim=1))
@@ -85,13 +102,21 @@ class Ensemble(nn.Module):
             return torch.cat([background, foreground], dim=1)
 
 
-def base_foreground(base: Tensor, class_index: Tensor | None) -> Tensor:
-    """Sum of the base classes' probabilities [B, 1, h, w], without ``class_index`` (0-based)."""
-    probabilities = base.softmax(dim=1)[:, 1:]
-    if class_index is not None:
-        own = torch.nn.functional.one_hot(class_index, probabilities.shape[1]).bool()
-        probabilities = probabilities.masked_fill(own[:, :, None, None], 0)
-    return probabilities.sum(dim=1, keepdim=True)
+def base_foreground(base: Tensor, class_index: Tensor | None, unlearned: bool = False) -> Tensor:
+    """Sum of the base classes' probabilities [B, 1, h, w], without ``class_index`` (0-based).
+
+    As published its probability is left out of the sum: on the object itself the map is near 0,
+    and never wrong. ``unlearned``: its logit is left out of the softmax, so that the object's
+    pixels go to the other classes and the background, as those of a novel class do.
+    """
+    if class_index is None:
+        return base.softmax(dim=1)[:, 1:].sum(dim=1, keepdim=True)
+    own = F.one_hot(class_index + 1, base.shape[1]).bool()[:, :, None, None]
+    if unlearned:
+        probabilities = base.masked_fill(own, -torch.inf).softmax(dim=1)
+    else:
+        probabilities = base.softmax(dim=1).masked_fill(own, 0)
+    return probabilities[:, 1:].sum(dim=1, keepdim=True)
 
 
 def _two_to_one() -> nn.Conv2d:

@@ -27,10 +27,11 @@ REDUCED = 256
 DIM = 64
 PRIOR_CHANNELS = 2
 PRIOR_SCALE = 10.0
+QUICK = 10.0  # learning rate of what reduces and merges, over that of the transformer
 AREA_EPSILON = 0.0005
 OPTIONS = (
     "num_base", "shot", "stages", "matching", "hierarchy", "distill", "ensemble", "temperature",
-    "mask_support", "fidelity", "kshot_trans_dim", "fix_bn",
+    "mask_support", "fidelity", "kshot_trans_dim", "own_class", "fix_bn",
 )  # fmt: skip
 
 
@@ -96,6 +97,7 @@ class HDMNet(FewShotModel):
         mask_support: bool = True,
         fidelity: str = "released",
         kshot_trans_dim: int = 2,
+        own_class: str = "left_out",
         fix_bn: bool = True,
         aux_weights: tuple[float, float] = (1.0, 1.0),
     ) -> None:
@@ -123,7 +125,8 @@ class HDMNet(FewShotModel):
             MatchingBlock(DIM, PRIOR_CHANNELS, MATCHERS[matching]) for _ in range(stages)
         )
         self.decoder = Decoder(DIM, stages)
-        self.ensemble = Ensemble(shot, kshot_trans_dim, self.corrected) if ensemble else None
+        fusion = (shot, kshot_trans_dim, self.corrected, own_class == "unlearned")
+        self.ensemble = Ensemble(*fusion) if ensemble else None
         initialise(self.pyramid)
         initialise(self.matching)
         if not ensemble:
@@ -272,22 +275,17 @@ class HDMNet(FewShotModel):
         return losses
 
     def param_groups(self, cfg: Config) -> list[dict[str, Any]]:
-        """Pyramid, matching and decoder at ``base_lr``; reductions, merges, fusion at ten times.
-
-        The released optimiser leaves the K-shot reweighting network out; ``fidelity: corrected``
-        trains it with the fusion.
+        """Pyramid, matching and decoder at ``base_lr``; reductions and merges at ten times that,
+        the fusion at ``fusion_lr`` times (as published 10).
         """
         slow = [*self.pyramid.parameters(), *self.matching.parameters(), *self.decoder.parameters()]
         quick = [self.reduce_query.weight, self.reduce_support.weight]
         quick += [self.merge_query.weight, self.merge_support.weight]
+        groups = {("transformer", 1.0): slow, ("reduction", QUICK): quick}
         if self.ensemble is not None:
-            quick += [self.ensemble.gram_merge.weight, self.ensemble.base_merge.weight]
-            if self.corrected and self.ensemble.reweight is not None:
-                quick += list(self.ensemble.reweight.parameters())
-        return [
-            {"name": "transformer", "params": slow, "lr_scale": 1.0},
-            {"name": "reduction", "params": quick, "lr_scale": 10.0},
-        ]
+            apart = "reduction" if cfg.fusion_lr == QUICK else "fusion"
+            groups.setdefault((apart, cfg.fusion_lr), []).extend(self.ensemble.optimised())
+        return [{"name": n, "params": p, "lr_scale": scale} for (n, scale), p in groups.items()]
 
 
 def masked_prototype(feature: Tensor, mask: Tensor) -> Tensor:

@@ -52,23 +52,32 @@ class PSPNet(nn.Module):
 
     requirements = REQUIREMENTS["PSPNet"]
 
-    def __init__(self, encoder: Encoder, num_base: int, fix_bn: bool = False) -> None:
+    def __init__(
+        self, encoder: Encoder, num_base: int, fix_bn: bool = False, freeze_encoder: bool = False
+    ) -> None:
         super().__init__()
         self.fix_bn = fix_bn
+        self.freeze_encoder = freeze_encoder
         self.encoder = encoder
         self.head = PyramidHead(encoder.channels[2], encoder.head_width)
         self.base_learner = BaseClassifier(encoder.head_width, num_base)
+        if freeze_encoder:
+            encoder.requires_grad_(False).eval()
 
     @classmethod
     def from_config(cls, cfg: Config) -> PSPNet:
-        """With ``num_base``, ``fix_bn`` and the encoder's options of ``cfg``; reads no file."""
-        return cls(build_encoder(cfg), cfg.num_base, cfg.fix_bn)
+        """With ``num_base``, ``fix_bn``, ``freeze_encoder`` and the encoder's options of ``cfg``;
+        reads no file."""
+        return cls(build_encoder(cfg), cfg.num_base, cfg.fix_bn, cfg.freeze_encoder)
 
     def train(self, mode: bool = True) -> PSPNet:
-        """Training mode; with ``fix_bn`` the batch norms keep their statistics."""
+        """Training mode; with ``fix_bn`` the batch norms keep their statistics, with
+        ``freeze_encoder`` the encoder stays as it is."""
         super().train(mode)
         if self.fix_bn:
             fix_batch_norms(self)
+        if self.freeze_encoder:
+            self.encoder.eval()
         return self
 
     def forward(self, image: Tensor) -> Tensor:
@@ -82,7 +91,7 @@ class PSPNet(nn.Module):
         return {"main": Loss(segmentation_loss(logits, mask))}
 
     def param_groups(self, cfg: Config) -> list[dict[str, Any]]:
-        """All parameters at the base learning rate."""
+        """All parameters that learn, at the base learning rate."""
         return [{"name": "pspnet", "params": list(self.parameters()), "lr_scale": 1.0}]
 
 

@@ -70,7 +70,7 @@ REQUIREMENTS = {
         base_learner="PSPNet",
         options=(
             "mask_support", "stages", "matching", "hierarchy", "ensemble", "block_relu", "fidelity",
-            "kshot_trans_dim", "distill", "temperature",
+            "kshot_trans_dim", "distill", "temperature", "own_class", "fusion_lr",
         ),
         fits=_fits_hdmnet,
     ),
@@ -79,7 +79,7 @@ REQUIREMENTS = {
         options=("mask_support", "kernel4d", "hyper_layers", "pyramid"),
         fits=_fits_hsnet,
     ),
-    "PSPNet": Requirements(optimizer="sgd", is_base=True, options=()),
+    "PSPNet": Requirements(optimizer="sgd", is_base=True, options=("freeze_encoder",)),
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ levels at one stride, for pictures of any size where they can.
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import timm
@@ -24,6 +25,11 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 
 
+# Pictures as a family wants them where timm gives that roughly: mean and deviation of all channels.
+# EfficientNet-Lite was trained with (x - 127) / 128.
+INPUT = {"tf_efficientnet_lite": (127 / 255, 128 / 255)}
+
+
 def create(name: str, pretrained: bool = False) -> nn.Module:
     """timm's model ``name`` as its last three feature maps.
 
@@ -40,7 +46,10 @@ def create(name: str, pretrained: bool = False) -> nn.Module:
         except (TypeError, NotImplementedError):  # an option that this family has not
             continue
         except RuntimeError as error:
-            raise ValueError(f"backbone timm/{name}: {error}") from error
+            if timm.is_model(name):
+                raise ValueError(f"backbone timm/{name}: {error}") from error
+            near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)[0]
+            raise ValueError(f"timm has no model {name!r}; nearest: timm/{near}") from error
     try:
         return timm.create_model(name, **common)
     except (TypeError, AttributeError, RuntimeError, AssertionError) as error:
@@ -64,8 +73,13 @@ class TimmEncoder(Encoder):
         self.channels = tuple(self.net.feature_info.channels())
         self.reduction = self.net.feature_info.reduction()[1]
         self.head_width = min(HEAD_WIDTH, 1 << (self.channels[2].bit_length() - 1))
-        self.mean = tuple(self.net.pretrained_cfg["mean"])
-        self.std = tuple(self.net.pretrained_cfg["std"])
+        given = next((own for family, own in INPUT.items() if name.startswith(family)), None)
+        default = self.net.pretrained_cfg
+        self.mean, self.std = (
+            ((given[0],) * 3, (given[1],) * 3)
+            if given
+            else (tuple(default["mean"]), tuple(default["std"]))
+        )
         ours = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
         theirs = torch.tensor(self.mean), torch.tensor(self.std)
         scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]

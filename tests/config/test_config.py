@@ -336,10 +336,13 @@ def test_size_rules_are_those_of_the_models(empty):
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
 def test_own_files_load(path):
     cfg = load_config(path)
-    data_set, split, backbone, *kind = path.stem.split("_")
-    arch = {(): "HDMNet", ("base",): "PSPNet", ("hsnet",): "HSNet"}[tuple(kind)]
+    data_set, split, backbone = path.stem.split("_", 2)
+    arch = "HDMNet"
+    for suffix, other in (("_base", "PSPNet"), ("_hsnet", "HSNet")):
+        if backbone.endswith(suffix):
+            backbone, arch = backbone.removesuffix(suffix), other
     assert (cfg.data_set, f"split{cfg.split}") == (data_set, split)
-    assert (cfg.backbone, cfg.arch) == (backbone, arch)
+    assert (cfg.exp_dir().parts[4], cfg.arch) == (backbone, arch)
     assert cfg.notes == ()
     assert len(path.read_text().splitlines()) < 15
 

