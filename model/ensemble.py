@@ -65,7 +65,7 @@ class Ensemble(nn.Module):
         self.base_merge = _two_to_one()
         self.reweight = ShotReweighting(shots, hidden, restore_order) if shots > 1 else None
 
-    def optimised(self) -> list[nn.Parameter]:
+    def optimised(self) -> list[Tensor]:
         """What training moves. The released optimiser leaves the K-shot reweighting network out; it
         learns with ``restore_order``, which mends the release's other mistake with it.
         """

@@ -281,7 +281,7 @@ class HDMNet(FewShotModel):
         slow = [*self.pyramid.parameters(), *self.matching.parameters(), *self.decoder.parameters()]
         quick = [self.reduce_query.weight, self.reduce_support.weight]
         quick += [self.merge_query.weight, self.merge_support.weight]
-        groups = {("transformer", 1.0): slow, ("reduction", QUICK): quick}
+        groups: dict = {("transformer", 1.0): slow, ("reduction", QUICK): quick}
         if self.ensemble is not None:
             apart = "reduction" if cfg.fusion_lr == QUICK else "fusion"
             groups.setdefault((apart, cfg.fusion_lr), []).extend(self.ensemble.optimised())
