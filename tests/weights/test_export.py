@@ -61,6 +61,23 @@ def test_evaluation_takes_the_learned_part(case):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_over_the_encoder_alone_in_half_precision(case, tmp_path):
+    cfg, whole, _ = case
+    part = tmp_path / "small.pth"
+    arguments = [str(whole), str(part), "--over", "encoder", "--half"]
+    done = subprocess.run([sys.executable, "-m", "util.export", *arguments], cwd=ROOT,
+                          env=environment(), capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    nowhere = cfg.replace(base_weight=str(tmp_path / "none.pth"), pretrained=cfg.base_weight)
+    found, expected = load_model(nowhere, part).state_dict(), load_model(cfg, whole).state_dict()
+    for name, tensor in expected.items():
+        exact = name.startswith("encoder.") or not tensor.is_floating_point()
+        assert torch.allclose(found[name], tensor, rtol=0 if exact else 5e-4, atol=1e-7), name
+        assert found[name].dtype == tensor.dtype
+    with pytest.raises(FewShotError, match="another encoder"):
+        load_model(nowhere.replace(pretrained="none"), part)
+
+
 @pytest.mark.parametrize(
     "tensor", ["base_learner.conv.bias", "encoder.layer2.0.conv1.bn.running_var"]
 )

@@ -3,13 +3,15 @@
     python -m util.export exp/pascal/HDMNet/split0/resnet50/1shot/best.pth hdmnet_pascal0.pth
 
 The file carries the fingerprint of the frozen encoder and base learner that it was trained over;
-:func:`load_learned` puts it over these and refuses others. It is no state dict, so that
+:func:`load_learned` puts it over these and refuses others. Over an encoder that anyone can have
+(``pretrained: package``, ``timm``, ``torchvision``) the base learner can go into the file as well
+(``--over encoder``), and in half precision both take half the room. It is no state dict, so that
 :func:`util.weights.checkpoint.load_weights`, which cannot know what it belongs to, refuses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from model import build_model
@@ -18,14 +20,19 @@ from util.config import config_from_dict
 from util.runtime.errors import FewShotError
 from util.runtime.files import refuse_input, write_atomically
 from util.weights.checkpoint import load_weights, read_checkpoint, serialise
-from util.weights.fingerprint import frozen_fingerprint
+from util.weights.fingerprint import fingerprint
 
 FORMAT = "fewshot-learned-1"
 KEPT = ("arch", "config", "fold", "seen", "versions")  # of the checkpoint: what its weights are
 
 
-def export(checkpoint: str | Path, output: str | Path) -> int:
+def export(
+    checkpoint: str | Path, output: str | Path, over: str = "base", half: bool = False
+) -> int:
     """Write the learned part of ``checkpoint`` to ``output``; its size in bytes.
+
+    over: what the file needs besides, 'base' (all that was frozen) or 'encoder'. half: numbers in
+    float16, rounded by 0.05 % at most.
 
     Raises FewShotError when the checkpoint is not this project's, has no frozen part, or would be
     overwritten.
@@ -44,16 +51,29 @@ def export(checkpoint: str | Path, output: str | Path) -> int:
     if not isinstance(model, FewShotModel):
         raise FewShotError(f"{checkpoint} is a base learner; all of it was learned")
     load_weights(model, content, complete=True, label=f"weight file {checkpoint}")
+    state = model.state_dict()
+    if over == "encoder":
+        learned = {name: t for name, t in state.items() if not name.startswith("encoder.")}
+    else:
+        learned = model.learnable_state()
+    if half:
+        learned = {n: t.half() if t.is_floating_point() else t for n, t in learned.items()}
     data = serialise(
         {
             "format": FORMAT,
-            "learned": {name: tensor.clone() for name, tensor in model.learnable_state().items()},
-            "base_fingerprint": frozen_fingerprint(model),
+            "over": over,
+            "learned": {name: tensor.clone() for name, tensor in learned.items()},
+            "base_fingerprint": _of_the_rest(model, learned),
             **{key: content[key] for key in KEPT if key in content},
         }
     )
     write_atomically(Path(output), data)
     return len(data)
+
+
+def _of_the_rest(model: FewShotModel, learned: Collection[str]) -> str:
+    """The fingerprint of all tensors of ``model`` that are not named."""
+    return fingerprint({n: t for n, t in model.state_dict().items() if n not in learned})
 
 
 def load_learned(model: FewShotModel, source: str | Path) -> None:
@@ -65,13 +85,13 @@ def load_learned(model: FewShotModel, source: str | Path) -> None:
     content = read_checkpoint(source)
     if content.get("format") != FORMAT:
         raise FewShotError(f"{source} is no export: load it as an ordinary weight file")
-    fingerprint, learned = content.get("base_fingerprint"), content.get("learned")
-    if not isinstance(fingerprint, str) or not isinstance(learned, Mapping):
+    expected, learned = content.get("base_fingerprint"), content.get("learned")
+    if not isinstance(expected, str) or not isinstance(learned, Mapping):
         raise FewShotError(f"{source} is a damaged export: base_fingerprint or learned is missing")
-    if fingerprint != frozen_fingerprint(model):
+    if expected != _of_the_rest(model, learned):
         raise FewShotError(
             f"{source} was learned over another encoder or base learner than this model holds "
-            f"(fingerprint {fingerprint[:12]}); set base_weight (without a base learner: "
+            f"(fingerprint {expected[:12]}); set base_weight (without a base learner: "
             "pretrained) to the one that it belongs to"
         )
     load_weights(model, learned)

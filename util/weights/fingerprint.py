@@ -1,4 +1,4 @@
-"""Which weights these are: of a whole model, or of the frozen part that a learned one needs."""
+"""Which weights these are."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-
-from model.fewshot import FewShotModel
-
-
-def frozen_fingerprint(model: FewShotModel) -> str:
-    """SHA-256, in hexadecimal, of the names, types, shapes and bytes of the frozen tensors."""
-    learnable = model.learnable_state()
-    state = model.state_dict()
-    return fingerprint({name: tensor for name, tensor in state.items() if name not in learnable})
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

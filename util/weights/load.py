@@ -60,7 +60,7 @@ def load_model(
     use: Use = Use.EVALUATION,
 ) -> FewShotModel:
     """The model of ``cfg`` in evaluation mode with every weight from the file, or, for an export
-    of the learned part, from the file and ``base_weight``.
+    of the learned part, from the file and ``base_weight`` (over the encoder: ``pretrained``).
 
     It takes any number of supports: the K-shot reweighting network is built for the number that
     it was trained with, and any other number counts alike. ``say`` is told when that is so for
@@ -83,7 +83,7 @@ def load_model(
     base_learner = getattr(model, "base_learner", None) is not None
     notes = [check(origin, cfg, use, label, base_learner)]
     if exported:
-        load_pretrained(model, cfg, known=True)
+        load_pretrained(model, cfg, known=True, encoder_only=content.get("over") == "encoder")
         load_learned(model, weight)
     else:
         load_weights(model, content, complete=True, label=label)

@@ -27,15 +27,18 @@ class Start(NamedTuple):
     note: str | None = None
 
 
-def load_pretrained(model: nn.Module, cfg: Config, known: bool = False) -> Start:
+def load_pretrained(
+    model: nn.Module, cfg: Config, known: bool = False, encoder_only: bool = False
+) -> Start:
     """Fill the frozen part from stage 1 (``cfg.base_weight``), or the encoder from
     ``cfg.pretrained``: a file, 'torchvision' or 'timm' (downloaded once by these themselves),
     'package' (of a package that is installed), or 'none' (the weights stay random).
 
-    known: what is loaded over it tells whether it is the right one. FewShotError when there is no
+    known: what is loaded over it tells whether it is the right one; encoder_only: stage 1 is not
+    needed. FewShotError when there is no
     such file, or it was trained with another encoder or on classes that ``cfg`` holds out.
     """
-    if cfg.base_weight:
+    if cfg.base_weight and not encoder_only:
         if not os.path.exists(cfg.base_weight):
             raise FewShotError(
                 f"stage 1's weight file {cfg.base_weight} does not exist: run train_base.py for "
