@@ -347,6 +347,16 @@ def test_own_files_load(path):
     assert len(path.read_text().splitlines()) < 15
 
 
+def test_the_model_for_use_holds_nothing_out():
+    folder = ROOT / "config/photos"
+    cfg, base = (load_config(folder / f"photos_all{kind}.yaml") for kind in ("", "_base"))
+    assert cfg.fold.base == cfg.fold.novel == tuple(range(1, 21))
+    assert cfg.base_weight == str(base.exp_dir() / "best.pth")
+    one = load_config(folder / "photos_split1_tf_efficientnet_lite0.yaml")
+    assert [one.fold.names[c] for c in one.fold.novel] == ["bus", "car", "cat", "chair", "cow"]
+    assert len({str(c.exp_dir()) for c in (cfg, base, one)}) == 3
+
+
 def test_key_names_are_unique():
     assert len(KEYS) == sum(len(keys) for keys in SECTIONS.values())
 
