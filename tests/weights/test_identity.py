@@ -444,6 +444,7 @@ def test_of_published_weights_it_is_said_that_nothing_is_known(folder, tmp_path,
 
 @pytest.mark.parametrize("damage", [
     {"names": {1: "a"}, "base": [1, 2], "novel": [], "validation": []}, [1], {"names": 3}, None,
+    torch.ones(2, 3), {"names": {}, "base": [torch.ones(2)], "novel": [], "validation": []},
 ])  # fmt: skip
 def test_damaged_classes_are_named(folder, tmp_path, damage):
     cfg = configure(folder)

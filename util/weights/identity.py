@@ -81,6 +81,10 @@ def record(cfg: Config, seen: Iterable[str]) -> dict[str, Any]:
     }
 
 
+# What a tensor or another value in the place of a table of classes raises.
+UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+
+
 def origin_of(content: Mapping[str, Any], source: str) -> Origin | None:
     """What the content of a weight file says of itself; None when it is not this project's.
 
@@ -93,7 +97,7 @@ def origin_of(content: Mapping[str, Any], source: str) -> Origin | None:
     try:
         fold = _fold(content["fold"]) if "fold" in content else _fold_of(cfg)
         seen = {canonical(name) for name in content.get("seen", ())}
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    except UNREADABLE as error:
         raise FewShotError(f"{source} is damaged: its classes cannot be read") from error
     seen |= {canonical(name) for name in fold.base_names} if fold else set()
     return Origin(cfg, fold, frozenset(seen))
