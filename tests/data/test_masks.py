@@ -29,7 +29,7 @@ from tests.data.mask_kinds import (
 from util.data.held import object_in, pixels_of
 from util.data.index import Pair
 from util.data.masks import binary_mask
-from util.data.reading import fit_pair, read_mask, read_pair
+from util.data.reading import fit_pair, read_image, read_mask, read_pair
 from util.lists import check_pair
 from util.prepare import fss, pascal
 from util.runtime.errors import FewShotError
@@ -244,6 +244,16 @@ def test_several_pictures_in_one_file_are_no_mask(tmp_path):
     for binary in (False, True):
         with pytest.raises(FewShotError, match="m.tif: holds 2 pictures"):
             read_mask(tmp_path / "m.tif", binary)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_16_bits_are_refused_in_colour_too(tmp_path, suffix, channels):
+    """12 bits in 16, as cameras save them, would be read as almost black."""
+    path = str(tmp_path / f"p.{suffix}")
+    cv2.imwrite(path, np.full((24, 36, channels), 4000, np.uint16))
+    with pytest.raises(FewShotError, match=f"p.{suffix}: the picture has more than 8 bits"):
+        read_image(path)
 
 
 def test_an_array_means_what_the_file_means(tmp_path):

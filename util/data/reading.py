@@ -86,7 +86,7 @@ def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
 
 def image_of(image: Image.Image, name: str, orient: bool = True) -> np.ndarray:
     """The pixels of a Pillow image as :func:`read_image` gives them; ``name`` is for errors."""
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")) or _halved(_coding(image)):
         raise FewShotError(f"{name}: the picture has more than 8 bits a channel")
     image = ImageOps.exif_transpose(image) if orient else image
     return np.array(image.convert("RGB"))
@@ -125,8 +125,7 @@ def mask_of(
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise FewShotError(f"{name}: holds {image.n_frames} pictures; a mask is one")
     lossy = image.format in _LOSSY or image.info.get("compression") == "jpeg"
-    # How a pixel is stored, which is forgotten with loading.
-    coding = str(getattr(image, "tile", [])[:1])
+    coding = _coding(image)
     shown = ImageOps.exif_transpose(image) if orient else image
     shown.format = image.format  # which a copy forgets
     if binary:
@@ -142,7 +141,7 @@ def _class_ids(
     mode, pixels = image.mode, None
     if lossy:
         mode = image.format  # its values are not those that were saved
-    elif image.mode.startswith("I") or ";16" in coding:
+    elif image.mode.startswith("I") or _halved(coding):
         mode = "16-bit"
     elif "L;2" in coding or "L;4" in coding:
         mode = "2-bit or 4-bit grey"  # white is 3 or 15 to one program and 255 to another
@@ -162,7 +161,7 @@ def _class_ids(
 def _object(image: Image.Image, coding: str, lossy: bool, name: str) -> np.ndarray:
     """The object of a mask that shows one, whatever the kind of picture."""
     mode = image.mode
-    if mode == "F" or (";16" in coding and not mode.startswith("I")):
+    if mode == "F" or (_halved(coding) and not mode.startswith("I")):
         raise FewShotError(f"{name} has more than 8 bits a channel: save it with 8")
     if "transparency" in image.info or mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         pixels = np.array(image.convert("RGBA"))
@@ -175,6 +174,16 @@ def _object(image: Image.Image, coding: str, lossy: bool, name: str) -> np.ndarr
     if mode.startswith("I"):
         return object_of_values(np.array(image), name)
     return object_of_colours(np.array(image.convert("RGB")), name, lossy)
+
+
+def _coding(image: Image.Image) -> str:
+    """How a pixel is stored, as far as Pillow says; it forgets that with loading."""
+    return str(getattr(image, "tile", [])[:1])
+
+
+def _halved(coding: str) -> bool:
+    """Whether Pillow keeps the upper 8 of 16 bits a channel: where 12 are used, those are dark."""
+    return ";16" in coding and "BGR;16" not in coding  # which is 16 bits for all three
 
 
 def _palette(image: Image.Image) -> np.ndarray:
