@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,16 @@ def test_domain_shift_is_asked_for_by_name():
     pascal = {"config": shifted().to_dict()}
     with pytest.raises(FewShotError, match="write --opts trained_on null"):
         check(pascal, shifted(trained_on="coco"), Use.EVALUATION, "w.pth")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_are_one_however_they_are_composed(folder, tmp_path, form):
+    """Class folders that went from one system to another keep their classes."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    name = unicodedata.normalize(other, "Crème brûlée")
+    path = save(configure(folder), tmp_path / "w.pth", seen=[name])
+    seen = origin_of(read_checkpoint(path), "w.pth").seen
+    assert canonical(unicodedata.normalize(form, "crème_brûlée")) in seen
 
 
 def test_synonyms_are_one_class():

@@ -7,6 +7,7 @@ Class ids count from 1; 0 is background and 255 is ignored. The base learner num
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,8 +119,11 @@ class Fold:
 
 
 def canonical(name: str) -> str:
-    """A class name as every data set here would spell it: VOC's ``sofa`` is COCO's ``couch``."""
-    name = name.strip().lower().replace("_", " ")
+    """A class name as every data set here would spell it: VOC's ``sofa`` is COCO's ``couch``.
+
+    Names of folders come with composed accents or with separate ones, as systems write them.
+    """
+    name = unicodedata.normalize("NFC", name).strip().lower().replace("_", " ")
     return _SYNONYMS.get(name, name)
 
 
