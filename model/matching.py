@@ -31,7 +31,7 @@ class Tokens(NamedTuple):
 
 
 def correlation(query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 3-7 as written: C = cosine / t, softmax over query positions, masked mean of C.
+    """Eq. 3-7 as written: C = cosine / t, its inverse softmax (over query positions), masked mean.
 
     Returns the attended values [B, heads, N, d] and the mean correlation [B, N].
     """

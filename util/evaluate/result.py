@@ -21,6 +21,7 @@ from util.evaluate.metrics import (
     BinaryCounts,
     ThresholdCounts,
     fb_iou,
+    fraction,
     mean_of_defined,
     object_iou,
     spread,
@@ -196,10 +197,7 @@ def make_result(
         values = [run[name] for run in runs if run[name] is not None]
         summary[name] = spread(values) if values else (None, None, None)
     mean_, std, ci95 = ({name: summary[name][i] for name in METRICS} for i in range(3))
-    scored = [
-        (hit / union if union else math.nan, episode)
-        for (hit, union), episode in zip(tally.scores.tolist(), first, strict=True)
-    ]
+    scored = list(zip(fraction(*tally.scores.T).tolist(), first, strict=True))
     class_iou = {}
     for head in counts.heads:
         means = [known(mean_of_defined(column)) for column in counts.class_iou(head).T]
