@@ -26,8 +26,10 @@ from util.predict.page import (
     CACHE,
     HINTS,
     Session,
+    fit_canvas,
     keep_small,
     legend,
+    load_picture,
     paths_in,
 )
 from util.predict.predictor import FewShotPredictor
@@ -38,6 +40,7 @@ from util.runtime.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
 from util.runtime.files import expanded
 from util.weights.load import model_of
 
+__all__ = ["fit_canvas", "load_picture"]  # scripts of users take them from here
 DEMO_CONFIG = "config/demo/demo_split0_resnet18.yaml"
 MAX_FILE = "20mb"
 PAINT = "#e69f00"

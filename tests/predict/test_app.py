@@ -69,6 +69,7 @@ def test_upload_limits(tmp_path):
 def test_canvas_and_paint():
     image, mask = disc((60, 80), 0)
     assert page.fit_canvas(image) is image
+    assert app.fit_canvas is page.fit_canvas and app.load_picture is page.load_picture
     assert page.fit_canvas(np.zeros((3000, 4000, 3), np.uint8)).shape == (576, 768, 3)
     picture, found = page.painted_mask(painted(image, mask))
     assert (picture == image).all() and (found == mask).all()
