@@ -21,7 +21,7 @@ import numpy as np
 
 from util.data.shapes import (
     Size,
-    fitting,
+    drawn,
     frame_of,
     numbers,
     polygon_mask,
@@ -143,20 +143,9 @@ class CocoFile:
         objects = [found for found in self.objects[listed.id] if found.category == keys[0]]
         if not objects:
             raise FewShotError(f"{self.path} has no '{class_name}' on {listed.name}")
-        frame = listed.frame or sizes[0]
-        try:
-            size = fitting(frame, sizes)
-        except FewShotError as error:
-            raise FewShotError(f"{self.path} says that {listed.name} {error}") from error
         chosen = [found for found in objects if not found.crowd] or objects
-        mask = np.zeros(size, np.uint8)
-        for found in chosen:
-            try:
-                mask |= found.draw(frame, size)
-            except FewShotError as error:
-                raise FewShotError(
-                    f"{self.path}: annotation {found.id!s:.40} on {listed.name}: {error}"
-                ) from error
+        named = [(f"annotation {each.id!s:.40} on {listed.name}", each.draw) for each in chosen]
+        mask = drawn(named, listed.frame, sizes, self.path, listed.name)
         return mask, len(objects) - len(chosen)
 
     def classes_on(self, image: Path) -> list[str]:

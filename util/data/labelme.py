@@ -18,7 +18,7 @@ from PIL import Image
 
 from util.data.coco import read_json
 from util.data.reading import decoding
-from util.data.shapes import Size, circle_mask, fitting, frame_of, numbers, polygon_mask
+from util.data.shapes import Size, circle_mask, drawn, frame_of, numbers, polygon_mask
 from util.runtime.errors import FewShotError
 
 _AREAS = ("polygon", "rectangle", "oriented_rectangle", "rotation")  # all corners are given
@@ -142,19 +142,8 @@ class LabelmeFile:
         if not chosen:
             names = ", ".join(sorted(self.classes_on(image))) or "none"
             raise FewShotError(f"{self.path} has no shape '{class_name}'; it has: {names:.300}")
-        frame = self.frame or sizes[0]
-        try:
-            size = fitting(frame, sizes)
-        except FewShotError as error:
-            raise FewShotError(f"{self.path} says that {image} {error}") from error
-        mask = np.zeros(size, np.uint8)
-        for shape in chosen:
-            try:
-                mask |= shape.draw(frame, size)
-            except FewShotError as error:
-                raise FewShotError(
-                    f"{self.path}: shape {shape.place} ('{class_name:.40}'): {error}"
-                ) from error
+        named = [(f"shape {each.place} ('{class_name:.40}')", each.draw) for each in chosen]
+        mask = drawn(named, self.frame, sizes, self.path, image)
         if not mask.any():
             raise FewShotError(f"{self.path}: the shapes of '{class_name:.40}' enclose no pixel")
         return mask, 0

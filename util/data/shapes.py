@@ -8,7 +8,8 @@ lies far outside, would end the process. So everything is checked here first, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,37 @@ def fitting(frame: Size, sizes: Sequence[Size]) -> Size:
         f"has {pixels(frame)}, but it has {pixels(sizes[0])}: another shape, so that its "
         "annotations do not fit"
     )
+
+
+def drawn(
+    objects: Iterable[tuple[str, Callable[[Size, Size], np.ndarray]]],
+    frame: Size | None,
+    sizes: Sequence[Size],
+    file: Path,
+    picture: object,
+) -> np.ndarray:
+    """All ``objects`` of one picture as one mask, uint8 {0, 1} of one of the ``sizes``.
+
+    Args:
+        objects: how sentences call each, and what draws it, annotated on a picture of the first
+            size, as a mask of the second.
+        frame: size of the annotated picture; None: the first of the ``sizes``.
+        file, picture: how sentences call them.
+    Raises:
+        FewShotError: the frame is that of another picture, or an object cannot be drawn.
+    """
+    frame = frame or sizes[0]
+    try:
+        size = fitting(frame, sizes)
+    except FewShotError as error:
+        raise FewShotError(f"{file} says that {picture} {error}") from error
+    mask = np.zeros(size, np.uint8)
+    for name, draw in objects:
+        try:
+            mask |= draw(frame, size)
+        except FewShotError as error:
+            raise FewShotError(f"{file}: {name}: {error}") from error
+    return mask
 
 
 def box_mask(size: Size, box: Sequence[float]) -> np.ndarray:
