@@ -59,6 +59,8 @@ def create(name: str, pretrained: bool = False) -> nn.Module:
 class TimmEncoder(Encoder):
     """f2, f3, f4: the last three levels, f2 and f4 resized to f3 with align_corners=True.
 
+    Convolutions run channels last, their fast form on processors too.
+
     Pictures come with the mean and deviation of ImageNet; ``mean`` and ``std`` (RGB, of values in
     0..1) are those that the network was trained with, to which they are turned.
     """
@@ -69,7 +71,7 @@ class TimmEncoder(Encoder):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.net = create(name)
+        self.net = create(name).to(memory_format=torch.channels_last)
         self.channels = tuple(self.net.feature_info.channels())
         self.reduction = self.net.feature_info.reduction()[1]
         self.head_width = min(HEAD_WIDTH, 1 << (self.channels[2].bit_length() - 1))
@@ -88,8 +90,9 @@ class TimmEncoder(Encoder):
 
     def forward(self, image: Tensor) -> Features:
         """image [B, 3, H, W], normalised."""
-        maps = self.net(image * self.scale + self.shift)
+        image = image * self.scale + self.shift
+        maps = self.net(image.contiguous(memory_format=torch.channels_last))
         if getattr(self.net, "output_fmt", None) == "NHWC":
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         size = size_of(maps[1])
-        return Features(*(align(x, size) for x in maps))
+        return Features(*(align(x, size).contiguous() for x in maps))
