@@ -7,7 +7,7 @@ Every random step takes a numpy generator, so that a sample depends on its seed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,20 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from util.config import Config
+from util.data import fit
+from util.data.fit import MEAN, STD, resize, val_transform  # noqa: F401 - one door to both
 from util.data.masks import IGNORE
 from util.data.reading import read_image, read_mask, read_pair  # noqa: F401 - one door to both
 
-# ImageNet mean and standard deviation, RGB, for values 0..255.
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 CROP_TRIES = 31  # how often the published code looks for a crop that keeps the object
 CROP_KEEPS = 0.85
 
 Step = Callable[[np.random.Generator, list[np.ndarray]], list[np.ndarray]]
 """Takes [image, mask, ...] and returns them changed, all in the same way."""
-
-# The loader's processes are the parallelism; threads of OpenCV in each would fight over the cores.
-cv2.setNumThreads(0)
 
 
 def normalise(image: np.ndarray) -> Tensor:
@@ -86,16 +82,7 @@ def object_mask(mask: MaskLike, label: int, ann_type: str = "mask") -> MaskLike:
             boxed = object_mask(mask.cpu().numpy(), label, ann_type)
             return torch.from_numpy(boxed).to(mask.device)
         return (mask == label).to(torch.uint8).masked_fill_(mask == IGNORE, IGNORE)
-    table = np.zeros(256, np.uint8)
-    table[label], table[IGNORE] = 1, IGNORE
-    result = cv2.LUT(mask, table)
-    if ann_type == "bbox":
-        ignored = result == IGNORE
-        parts = cv2.connectedComponentsWithStats((result == 1).astype(np.uint8))[2][1:]
-        for x, y, width, height, _ in parts:
-            result[y : y + height, x : x + width] = 1
-        result[ignored] = IGNORE
-    return result
+    return fit.object_mask(mask, label, ann_type)
 
 
 # ---------------------------------------------------------------------------- training
@@ -128,7 +115,7 @@ class Scale:
         if factor == 1:
             return arrays
         height, width = arrays[0].shape[:2]
-        return _resize(arrays, max(1, round(height * factor)), max(1, round(width * factor)))
+        return resize(arrays, max(1, round(height * factor)), max(1, round(width * factor)))
 
 
 @dataclass(frozen=True)
@@ -177,7 +164,7 @@ class Resize:
     width: int
 
     def __call__(self, rng: np.random.Generator, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return _resize(arrays, self.height, self.width)
+        return resize(arrays, self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -235,60 +222,5 @@ def _augment(cfg: Config) -> tuple[Step, ...]:
     return (*steps, blur, flip) if cfg.blur else (*steps, flip)
 
 
-def _resize(arrays: Sequence[np.ndarray], height: int, width: int) -> list[np.ndarray]:
-    """Bilinear for the picture, nearest for masks, as in the published code."""
-    return [
-        array
-        if array.shape[:2] == (height, width)
-        else cv2.resize(
-            array,
-            (width, height),
-            interpolation=cv2.INTER_NEAREST if array.ndim == 2 else cv2.INTER_LINEAR,
-        )
-        for array in arrays
-    ]
-
-
 def _border(array: np.ndarray, padding: int) -> tuple[int, ...]:
     return (padding,) if array.ndim == 2 else tuple(round(value) for value in MEAN)
-
-
-# ---------------------------------------------------------------------------- evaluation
-
-
-@dataclass(frozen=True)
-class ValTransform:
-    """A picture and its masks at the network's evaluation size, ``size`` x ``size``.
-
-    stretch (``resized_val: True``): a plain resize. Otherwise the longer side becomes ``size``,
-    both sides are floored to multiples of 8, and the rest, right and below, is filled: black in
-    the picture, 255 in masks.
-    """
-
-    size: int
-    stretch: bool
-
-    def content(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the part of the square that shows a picture of the given size."""
-        if self.stretch:
-            return self.size, self.size
-        longer = max(height, width)
-        return tuple(max(8, side * self.size // longer // 8 * 8) for side in (height, width))
-
-    def __call__(self, image: np.ndarray, *masks: np.ndarray) -> list[np.ndarray]:
-        height, width = self.content(*image.shape[:2])
-        arrays = _resize([image, *masks], height, width)
-        if self.stretch:
-            return arrays
-        sides = 0, self.size - height, 0, self.size - width
-        return [
-            cv2.copyMakeBorder(
-                array, *sides, cv2.BORDER_CONSTANT, value=IGNORE if array.ndim == 2 else 0
-            )
-            for array in arrays
-        ]
-
-
-def val_transform(cfg: Config) -> ValTransform:
-    """Evaluation: ``val_size`` squared, stretched or padded as ``resized_val`` says."""
-    return ValTransform(cfg.val_size, cfg.resized_val)

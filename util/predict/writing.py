@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from util.data.transform import read_mask
+from util.data.reading import read_mask
 from util.draw.files import write_jpeg, write_labels, write_png
 from util.draw.legend import with_legend
 from util.draw.overlays import class_colour, heat_overlay, label_overlay
-from util.predict.predictor import Prediction
+from util.predict.base import Prediction
 from util.runtime.files import file_name
 
 
