@@ -382,6 +382,16 @@ def test_stage_2_starts_over_its_own_fold(folder, tmp_path, arch, key):
         load_pretrained(build_model(other), other)
 
 
+def test_without_folds_both_stages_train_on_every_class(folder, tmp_path):
+    base = save(configure(folder, "stage1.yaml", folds=None), tmp_path / "base.pth")
+    cfg = configure(folder, folds=None, base_weight=base)
+    assert cfg.fold.base == cfg.fold.novel
+    load_pretrained(build_model(cfg), cfg)
+    held_out = configure(folder, base_weight=base)
+    with pytest.raises(FewShotError, match="which split 0 here holds out"):
+        load_pretrained(build_model(held_out), held_out)
+
+
 def test_pictures_of_stage_1(folder, tmp_path):
     """bam trains on fewer pictures than the others: a later stage may take more, never fewer."""
     for first, second, good in (("bam", "pfenet", True), ("pfenet", "bam", False)):

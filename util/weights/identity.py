@@ -193,6 +193,8 @@ def _check_classes(
             raise _differs(source, options, old, cfg, use, "with other classes")
         return None
     held_out = fold.novel + (fold.validation if use is Use.STARTING else ())
+    if fold.trained is None:  # own classes may be trained on and evaluated: nothing is held out
+        held_out = tuple(class_id for class_id in held_out if class_id not in fold.base)
     known = {canonical(name) for name in was.names.values()}
     by_id = data_set == cfg.data_set == old.data_set and not by_folder(cfg) and not by_folder(old)
     shared = [
