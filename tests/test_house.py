@@ -20,6 +20,7 @@ FLOORS = (
     (
         "util.prepare",
         "util.report",
+        "util.reproduce",
         "util.lists",
         "util.export",
         "util.demo",

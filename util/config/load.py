@@ -61,8 +61,8 @@ class Config(Settings):
         def __getattr__(self, name: str) -> Any:
             if name in SECTIONS:
                 return SimpleNamespace(**self.to_dict()[name])
-            nearest = "" if name.startswith("_") else f"; nearest: {_nearest(name)}"
-            raise AttributeError(f"the configuration has no {name!r}{nearest}")
+            hint = "" if name.startswith("_") else f"; nearest: {nearest(name)}"
+            raise AttributeError(f"the configuration has no {name!r}{hint}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"the configuration is read-only: use cfg.replace({name}=...)")
@@ -216,7 +216,7 @@ def _entries(document: Mapping[Any, Any], source: str) -> list[Entry]:
         elif isinstance(content, Mapping):
             names = [*SECTIONS, *FOREIGN_SECTIONS]
             raise FewShotError(
-                f"{source}: unknown section {show(section)}; nearest: {_nearest(section, names)}"
+                f"{source}: unknown section {show(section)}; nearest: {nearest(section, names)}"
             )
         else:
             pairs, prefix = [(section, content)], ""
@@ -247,7 +247,7 @@ def _override_entries(overrides: Sequence[Any]) -> list[Entry]:
         if section and section not in SECTIONS and section not in FOREIGN_SECTIONS:
             raise FewShotError(
                 f"override {show(key)}: unknown section {show(section)}; "
-                f"nearest: {_nearest(section, SECTIONS)}"
+                f"nearest: {nearest(section, SECTIONS)}"
             )
         value = _override_value(name, value) if isinstance(value, str) else value
         entries.append((name, value, f"override {section + '.' if section else ''}"))
@@ -289,7 +289,7 @@ def _convert(entries: Iterable[Entry]) -> tuple[dict[str, Any], list[str]]:
                 raise FewShotError(f"{where}{name} {show(value)} is not supported: {advice}")
             notes.append(f"{where}{name} has no effect: {advice}")
         else:
-            raise FewShotError(f"{where}{_short(name)} is unknown; nearest: {_nearest(name)}")
+            raise FewShotError(f"{where}{_short(name)} is unknown; nearest: {nearest(name)}")
     return values, notes
 
 
@@ -355,8 +355,8 @@ def _problems(cfg: Config) -> Iterable[str]:
     """Sentences about values that are fine alone and impossible together."""
     needs = requirements(cfg.arch)
     if cfg.arch not in ARCHITECTURES:
-        nearest = _nearest(cfg.arch, ARCHITECTURES)
-        yield f"arch {show(cfg.arch)} is not in this project; nearest: {nearest}"
+        best = nearest(cfg.arch, ARCHITECTURES)
+        yield f"arch {show(cfg.arch)} is not in this project; nearest: {best}"
     for name in ("data_set", "name"):
         value = getattr(cfg, name)
         if (value or name == "data_set") and not _FOLDER.fullmatch(value):
@@ -395,7 +395,8 @@ def _problems(cfg: Config) -> Iterable[str]:
 # ---------------------------------------------------------------------------- wording
 
 
-def _nearest(name: Any, names: Iterable[str] = KEYS) -> str:
+def nearest(name: Any, names: Iterable[str] = KEYS) -> str:
+    """That of ``names`` that is spelt most like ``name``."""
     by_lower = {known.lower(): known for known in names}
     best = difflib.get_close_matches(str(name)[:80].lower(), by_lower, n=1, cutoff=0.0)
     return by_lower[best[0]]

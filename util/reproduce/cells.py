@@ -1,0 +1,196 @@
+"""A cell of a table: one row, shot and fold, as a training and an evaluation of the ordinary scripts.
+
+Where a run's results go follows from its settings alone: options that change what the configuration
+file says become the run's ``name``. Tables that ask for the same settings therefore share a folder,
+and with it the training; a cell without options is the run that one types by hand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from model.registry import method, requirements
+from util.config import Config, load_config
+from util.config.keys import plain
+from util.reproduce.tables import PATTERN, ROOT, Row, Table
+from util.runtime.errors import FewShotError
+
+# Keys that a folder's path says, or that only name files.
+IN_PATH = {"shot", "split", "backbone", "arch", "data_set", "trained_on", "name", "weight"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A configuration file and options over it, as a script is given them."""
+
+    config: str
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def cfg(self) -> Config:
+        return _load(self.config, self.options)
+
+    @property
+    def arguments(self) -> list[str]:
+        """For a command line."""
+        given = [str(word) for key, value in self.options for word in (key, _written(value))]
+        return ["--config", self.config, *(["--opts", *given] if given else [])]
+
+    def over(self, **options: Any) -> Setting:
+        """With more options."""
+        return Setting(self.config, (*self.options, *options.items()))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """base: stage 1, None where the training starts from something else; result: what the
+    evaluation writes, measured: where the costs of the network go."""
+
+    row: Row
+    shot: int
+    fold: int
+    train: Setting
+    test: Setting
+    base: Setting | None
+    result: Path
+
+    @property
+    def folder(self) -> Path:
+        """Of the training."""
+        return self.train.cfg.exp_dir()
+
+    @property
+    def cost(self) -> Path:
+        return self.folder / "cost.json"
+
+
+def cells_of(table: Table, data: str | None = None) -> list[Cell]:
+    """The cells of every row that has a configuration; ``data``: in small, on this data."""
+    return [
+        cell_of(row, shot, fold, data)
+        for row in table.rows
+        if row.config
+        for shot in table.shots
+        for fold in table.folds
+    ]
+
+
+def cell_of(row: Row, shot: int, fold: int, data: str | None = None) -> Cell:
+    """One cell; FewShotError where ``data`` has no configuration for it."""
+    assert row.config is not None
+    if data is not None and row.evaluate_on:
+        raise FewShotError(f"row '{row.name}' is about two data sets: it has no form on {data}")
+    path, place = configuration(row.config, fold, data)
+    file = Setting(path, place)
+    plain_cfg = file.cfg
+    trained = getattr(method(plain_cfg.arch), "train_shot", shot)
+    options = tuple(row.options.items())
+    train = Setting(path, (*place, *options, *_changed(plain_cfg, shot=trained)))
+    name = run_name(train.cfg, plain_cfg, row.options)
+    named = {"name": name} if name else {}
+    train = train.over(**named)
+
+    path, place = configuration(row.evaluate_on, fold, None) if row.evaluate_on else (path, place)
+    usual = Setting(path, place).cfg
+    evaluate = (*row.evaluate.items(), *_changed(usual, shot=shot), *named.items())
+    test = Setting(path, (*place, *options, *evaluate))
+    weight = train.cfg.exp_dir() / "best.pth"
+    if test.cfg.exp_dir() != weight.parent:
+        test = test.over(weight=str(weight))
+    suffix = run_name(test.cfg, usual, row.evaluate)
+    result = test.cfg.exp_dir() / f"result{suffix and '_' + suffix}.json"
+    return Cell(row, shot, fold, train, test, _base_of(train), result)
+
+
+def configuration(
+    pattern: str, fold: int, data: str | None
+) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """The configuration file of a pattern and fold, and the options that choose the fold in it.
+
+    ``data``: a folder of configurations, or a name below ``config/``, to be taken in its place:
+    ``<name>_split<fold>_<backbone>.yaml`` with the pattern's backbone or the only one there is, or
+    ``<name>.yaml`` with the option ``split``; ``_hsnet`` before ``.yaml`` for HSNet.
+    """
+    found = PATTERN.fullmatch(pattern)
+    assert found is not None
+    if data is None:
+        return _place(Path(pattern.format(fold=fold))), ()
+    folder = Path(_place(Path(data) if os.sep in data else Path("config", data)))
+    stem, suffix = f"{folder.name}_split{fold}_", found["suffix"]
+    same = folder / f"{stem}{found['backbone']}{suffix}.yaml"
+    if same.is_file():
+        return str(same), ()
+    others = [p for p in sorted(folder.glob(f"{stem}*.yaml")) if _suffix(p, stem) == suffix]
+    if len(others) == 1:
+        return str(others[0]), ()
+    common = folder / f"{folder.name}{suffix}.yaml"
+    if common.is_file() and not others:
+        return str(common), (("split", fold),)
+    raise FewShotError(
+        f"{folder} has no configuration for a row of {pattern} and fold {fold}: neither {same.name} "
+        f"nor {common.name}"
+    )
+
+
+def _suffix(path: Path, stem: str) -> str:
+    """'_hsnet' of coco_split0_resnet50_hsnet.yaml; a name of timm's holds _ as well."""
+    rest = path.stem.removeprefix(stem)
+    return next((end for end in ("_hsnet", "_base") if rest.endswith(end)), "")
+
+
+def _place(path: Path) -> str:
+    """A path of the project: as it is where it lies below the working folder, else from its root."""
+    return str(path if path.exists() or path.is_absolute() else ROOT / path)
+
+
+def _base_of(train: Setting) -> Setting | None:
+    """Stage 1, where the training begins with what it writes."""
+    cfg, path = train.cfg, Path(train.config)
+    start = cfg.base_weight or cfg.pretrained
+    file = path.with_name(f"{path.stem.removesuffix('_hsnet')}_base.yaml")
+    if not file.is_file():
+        return None
+    chosen = tuple((key, value) for key, value in train.options if key == "split")
+    base = Setting(str(file), chosen)
+    return base if str(base.cfg.exp_dir() / "best.pth") == start else None
+
+
+def run_name(cfg: Config, without: Config, options: Iterable[str]) -> str:
+    """What of ``options`` makes ``cfg`` another run than ``without``, as a folder's name."""
+    differ = [
+        f"{key}-{_written(getattr(cfg, key), '-')}"
+        for key in sorted(options)
+        if key not in IN_PATH and getattr(cfg, key) != getattr(without, key)
+    ]
+    return "+".join(differ)
+
+
+def _changed(cfg: Config, **options: Any) -> Iterable[tuple[str, Any]]:
+    return ((key, value) for key, value in options.items() if getattr(cfg, key) != value)
+
+
+def _written(value: Any, comma: str = ", ") -> str:
+    value = plain(value)
+    if not isinstance(value, list):
+        return "null" if value is None else str(value)
+    inner = comma.join(map(str, value))
+    return inner if comma == "-" else f"[{inner}]"
+
+
+@lru_cache(maxsize=4096)
+def _loaded(config: str, overrides: tuple[str, ...]) -> Config:
+    return load_config(config, list(overrides))
+
+
+def _load(config: str, options: tuple[tuple[str, Any], ...]) -> Config:
+    return _loaded(config, tuple(w for key, value in options for w in (key, _written(value))))
+
+
+def counted_as_total(cfg: Config) -> bool:
+    """Whether the published batch is that of all GPUs together, and not of each."""
+    return requirements(cfg.arch).is_base or cfg.arch == "HSNet"
