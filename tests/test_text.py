@@ -22,7 +22,7 @@ from util.evaluate import grid as text_grid
 from util.predict.page import CANVAS, fit_canvas
 from util.predict.predictor import Prediction
 from util.predict.writing import write_results
-from util.report.tables import _markdown_table
+from util.report.tables import markdown_table
 from util.runtime.errors import run
 from util.runtime.files import file_name, write_json
 from util.train.log import RunLog
@@ -105,7 +105,7 @@ def test_a_prediction_of_every_class_name_is_written(tmp_path):
 @settings(max_examples=60, deadline=None)
 def test_a_table_keeps_its_lines(rows):
     assert len(text_grid(rows).splitlines()) == len(rows)
-    markdown = _markdown_table([["a", "b"], *rows], left=(0,)).splitlines()
+    markdown = markdown_table([["a", "b"], *rows], left=(0,)).splitlines()
     assert len(markdown) == len(rows) + 2
     assert {line.replace("\\|", "").count("|") for line in markdown} == {3}
 

@@ -2,12 +2,16 @@
 
     python -m util.report [--exp exp] [--output DIR]
     python -m util.report spread 1k.json 10k.json --output spread.png
+    python -m util.report table hdmnet-table3                    (papers.py)
+    python -m util.report sheet A.pth B.pth --output sheet.png   (sheet.py)
+    python -m util.report curves RUN RUN --output curves.png     (curves.py)
 
 Reads every JSON file below ``--exp`` that ``test.py`` wrote as a result, under whatever name, and
 prints Markdown, in per cent; ``--output`` adds ``report.md``, ``report.csv`` and ``report.png``.
 Results with supports of another class and run records are passed over; any other file that is no
 result is named in a warning. ``spread`` prints and draws how much the runs of evaluations with
-different numbers of episodes differ.
+different numbers of episodes differ; ``table`` a table of a paper, measured beside published;
+``sheet`` episodes with several checkpoints side by side; ``curves`` how runs learned.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from util.report.curves import add_curves, curves
+from util.report.papers import add_table, draw
+from util.report.sheet import add_sheet, sheet
 from util.report.spread import add_spread, compare
 from util.report.tables import chart, comma_separated, gather, markdown, with_published
 from util.runtime.errors import FewShotError, one_line, run
@@ -28,15 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m util.report", description=__doc__.split("\n")[0]
     )
-    add_spread(parser.add_subparsers(dest="command", metavar="spread"))
+    commands = parser.add_subparsers(dest="command", metavar="spread|table|sheet|curves")
+    for add_command in (add_spread, add_table, add_sheet, add_curves):
+        add_command(commands)
     parser.add_argument("--exp", type=user_path, default=Path("exp"), metavar="DIR",
                         help="folder of the results (exp)")  # fmt: skip
     parser.add_argument(
         "--output", type=user_path, metavar="DIR", help="write md, csv and png there"
     )
     options = parser.parse_args(arguments)
-    if options.command == "spread":
-        compare(options)
+    others = {"spread": compare, "sheet": sheet, "curves": curves}
+    others["table"] = lambda chosen: draw(chosen.name, chosen)
+    if options.command:
+        others[options.command](options)
         return
     tables, problems = gather(options.exp)
     for problem in problems:

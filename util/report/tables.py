@@ -19,32 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from util.reproduce.cells import Setting, configuration
+from util.reproduce.tables import load_tables
 from util.runtime.errors import FewShotError, one_line
 
 FOLDS = 4  # of a result that does not say
 KINDS = {"": "", "_meta": ", meta"}  # suffix of the metrics -> suffix of the model's name
-# Mean mIoU over the folds in the method's own paper, per cent:
-# data set -> (model, backbone) -> shot -> value
-PUBLISHED = {
-    "coco": {
-        ("HDMNet", "resnet50"): {1: 50.0, 5: 56.0},
-        ("HDMNet", "vgg16"): {1: 45.9, 5: 52.4},
-        ("HSNet", "resnet50"): {1: 39.2, 5: 46.9},
-        ("HSNet", "resnet101"): {1: 41.2, 5: 49.5},
-    },
-    "pascal": {
-        ("HDMNet", "resnet50"): {1: 69.4, 5: 71.8},
-        ("HDMNet", "vgg16"): {1: 65.1, 5: 69.3},
-        ("HSNet", "resnet50"): {1: 64.0, 5: 69.5},
-        ("HSNet", "resnet101"): {1: 66.2, 5: 70.4},
-        ("HSNet", "vgg16"): {1: 59.7, 5: 64.1},
-    },
-    "fss": {
-        ("HSNet", "resnet50"): {1: 85.5, 5: 87.8},
-        ("HSNet", "resnet101"): {1: 86.5, 5: 88.5},
-        ("HSNet", "vgg16"): {1: 82.3, 5: 85.8},
-    },
-}
 
 
 class Title(NamedTuple):
@@ -216,12 +196,26 @@ def _variant(content: Mapping[str, Any], place: Path) -> str:
     return re.sub(own_number, r"\1\2*", "/".join(parts))
 
 
+def published() -> dict[str, dict[tuple[str, str], dict[int, float]]]:
+    """Data set -> (model, backbone) -> shot -> mean mIoU over the folds in the papers' tables, per
+    cent: of their rows without options."""
+    found: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
+    for row in (row for table in load_tables().values() for row in table.rows):
+        if row.config and row.published and not (row.options or row.evaluate):
+            cfg = Setting(*configuration(row.config, 0, None)).cfg
+            models = found.setdefault(cfg.data_set, {})
+            shots = models.setdefault((cfg.arch, cfg.backbone), {})
+            means = {c.shot: n for c, n in row.published.items() if c.measure == "mean"}
+            shots.update({shot: number for shot, number in means.items() if shot})
+    return found
+
+
 def with_published(tables: Tables) -> Tables:
     """The tables with the paper's rows; each model's rows stand together, the paper's first."""
-    full = {}
+    full, papers = {}, published()
     for title, rows in tables.items():
         folds = max(row.folds for row in rows)
-        published = [
+        rows_of_papers = [
             Row(
                 arch,
                 " (paper)",
@@ -230,10 +224,10 @@ def with_published(tables: Tables) -> Tables:
                 folds=folds,
                 published=values[title.shot],
             )
-            for (arch, backbone), values in PUBLISHED.get(title.data_set, {}).items()
+            for (arch, backbone), values in papers.get(title.data_set, {}).items()
             if title.shot in values
         ]
-        full[title] = sorted(published + rows, key=lambda row: (row.backbone, row.arch))
+        full[title] = sorted(rows_of_papers + rows, key=lambda row: (row.backbone, row.arch))
     return full
 
 
@@ -254,7 +248,7 @@ def markdown(tables: Tables) -> str:
             size = "-" if row.parameters is None else f"{row.parameters:,}"
             line = [row.model, row.backbone, *scores, note or _number(row.miou), fb_iou]
             lines.append([*line, size, row.setting])
-        parts += [f"## {_cell(str(title))}", _markdown_table(lines, left=(0, 1, len(head) + 1))]
+        parts += [f"## {_cell(str(title))}", markdown_table(lines, left=(0, 1, len(head) + 1))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -266,7 +260,8 @@ def _cell(text: str) -> str:
     return one_line(text).replace("|", "\\|")
 
 
-def _markdown_table(lines: Sequence[Sequence[str]], left: Iterable[int]) -> str:
+def markdown_table(lines: Sequence[Sequence[str]], left: Iterable[int]) -> str:
+    """Lines of cells, the first the heads, as a Markdown table; columns ``left`` begin left."""
     cells = [[_cell(text) for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     left = set(left)

@@ -1,4 +1,4 @@
-"""A cell of a table: one row, shot and fold, as a training and an evaluation of the ordinary scripts.
+"""A cell of a table: a row, shot and fold, as a training and an evaluation of the usual scripts.
 
 Where a run's results go follows from its settings alone: options that change what the configuration
 file says become the run's ``name``. Tables that ask for the same settings therefore share a folder,
@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from model.registry import method, requirements
+from model.registry import method
 from util.config import Config, load_config
 from util.config.keys import plain
 from util.reproduce.tables import PATTERN, ROOT, Row, Table
@@ -22,6 +22,12 @@ from util.runtime.errors import FewShotError
 
 # Keys that a folder's path says, or that only name files.
 IN_PATH = {"shot", "split", "backbone", "arch", "data_set", "trained_on", "name", "weight"}
+# Keys that say where files are, or how a machine does the same work.
+FREE = {
+    "data_root", "train_list", "val_list", "split_lists", "allow_outside_root", "exp_root",
+    "workers", "print_freq", "save_freq", "save_every", "save_minutes", "keep", "cache_gb",
+    "batch_size_val", "compute", "compile", "tf32", "sync_bn",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Setting:
     """A configuration file and options over it, as a script is given them."""
 
     config: str
-    options: tuple[tuple[str, Any], ...]
+    options: Options
 
     @property
     def cfg(self) -> Config:
@@ -69,10 +75,16 @@ class Cell:
         return self.folder / "cost.json"
 
 
-def cells_of(table: Table, data: str | None = None) -> list[Cell]:
-    """The cells of every row that has a configuration; ``data``: in small, on this data."""
+Options = tuple[tuple[str, Any], ...]
+
+
+def cells_of(table: Table, data: str | None = None, more: Options = ()) -> list[Cell]:
+    """The cells of every row that has a configuration.
+
+    data: in small, on this data; more: options for every command, of :data:`FREE` keys.
+    """
     return [
-        cell_of(row, shot, fold, data)
+        cell_of(row, shot, fold, data, more)
         for row in table.rows
         if row.config
         for shot in table.shots
@@ -80,12 +92,13 @@ def cells_of(table: Table, data: str | None = None) -> list[Cell]:
     ]
 
 
-def cell_of(row: Row, shot: int, fold: int, data: str | None = None) -> Cell:
+def cell_of(row: Row, shot: int, fold: int, data: str | None = None, more: Options = ()) -> Cell:
     """One cell; FewShotError where ``data`` has no configuration for it."""
     assert row.config is not None
     if data is not None and row.evaluate_on:
         raise FewShotError(f"row '{row.name}' is about two data sets: it has no form on {data}")
     path, place = configuration(row.config, fold, data)
+    place += more
     file = Setting(path, place)
     plain_cfg = file.cfg
     trained = getattr(method(plain_cfg.arch), "train_shot", shot)
@@ -95,7 +108,9 @@ def cell_of(row: Row, shot: int, fold: int, data: str | None = None) -> Cell:
     named = {"name": name} if name else {}
     train = train.over(**named)
 
-    path, place = configuration(row.evaluate_on, fold, None) if row.evaluate_on else (path, place)
+    if row.evaluate_on:
+        path, place = configuration(row.evaluate_on, fold, None)
+        place += more
     usual = Setting(path, place).cfg
     evaluate = (*row.evaluate.items(), *_changed(usual, shot=shot), *named.items())
     test = Setting(path, (*place, *options, *evaluate))
@@ -107,9 +122,7 @@ def cell_of(row: Row, shot: int, fold: int, data: str | None = None) -> Cell:
     return Cell(row, shot, fold, train, test, _base_of(train), result)
 
 
-def configuration(
-    pattern: str, fold: int, data: str | None
-) -> tuple[str, tuple[tuple[str, Any], ...]]:
+def configuration(pattern: str, fold: int, data: str | None) -> tuple[str, Options]:
     """The configuration file of a pattern and fold, and the options that choose the fold in it.
 
     ``data``: a folder of configurations, or a name below ``config/``, to be taken in its place:
@@ -132,8 +145,8 @@ def configuration(
     if common.is_file() and not others:
         return str(common), (("split", fold),)
     raise FewShotError(
-        f"{folder} has no configuration for a row of {pattern} and fold {fold}: neither {same.name} "
-        f"nor {common.name}"
+        f"{folder} has no configuration for {pattern}, fold {fold}: neither {same.name} nor "
+        f"{common.name}"
     )
 
 
@@ -144,7 +157,7 @@ def _suffix(path: Path, stem: str) -> str:
 
 
 def _place(path: Path) -> str:
-    """A path of the project: as it is where it lies below the working folder, else from its root."""
+    """A path of the project, from its root where the working folder is another."""
     return str(path if path.exists() or path.is_absolute() else ROOT / path)
 
 
@@ -155,7 +168,7 @@ def _base_of(train: Setting) -> Setting | None:
     file = path.with_name(f"{path.stem.removesuffix('_hsnet')}_base.yaml")
     if not file.is_file():
         return None
-    chosen = tuple((key, value) for key, value in train.options if key == "split")
+    chosen = tuple(entry for entry in train.options if entry[0] in {"split", *FREE})
     base = Setting(str(file), chosen)
     return base if str(base.cfg.exp_dir() / "best.pth") == start else None
 
@@ -187,10 +200,5 @@ def _loaded(config: str, overrides: tuple[str, ...]) -> Config:
     return load_config(config, list(overrides))
 
 
-def _load(config: str, options: tuple[tuple[str, Any], ...]) -> Config:
+def _load(config: str, options: Options) -> Config:
     return _loaded(config, tuple(w for key, value in options for w in (key, _written(value))))
-
-
-def counted_as_total(cfg: Config) -> bool:
-    """Whether the published batch is that of all GPUs together, and not of each."""
-    return requirements(cfg.arch).is_base or cfg.arch == "HSNet"

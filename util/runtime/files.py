@@ -157,3 +157,22 @@ def lock(path: Path, advice: str) -> TextIO:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+def claim(path: Path) -> TextIO | None:
+    """Claim what the file ``path`` stands for (its folder is made); None while another has it.
+
+    Held until the file returned is closed here and in every process that it was handed to
+    (``pass_fds``): unlike :func:`lock`, a child that outlives its parent keeps it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
+    except OSError as error:
+        raise FewShotError(f"cannot write in {path.parent}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

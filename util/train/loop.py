@@ -90,11 +90,15 @@ def fit(
     gradient = Gradient(stage, plan, scaler)
     saved_at = time.monotonic()
 
-    def save(*names: str) -> None:
+    def save(*names: str, complete: bool = False) -> None:
         nonlocal saved_at
         if distributed.is_main():
-            store.save(snapshot(at, model, optimizer, scaler, plan, cfg), *names)
+            state = snapshot(at, model, optimizer, scaler, plan, cfg)
+            store.save({**state, "complete": complete}, *names)
         saved_at = time.monotonic()
+
+    def given_up() -> bool:
+        return cfg.evaluate and 0 < cfg.stop_interval <= at.stale()
 
     def validate() -> bool:
         """True when the model is the best so far."""
@@ -106,7 +110,7 @@ def fit(
         return better
 
     while at.epoch < epochs:
-        if cfg.evaluate and 0 < cfg.stop_interval <= at.stale():
+        if given_up():
             log.say(f"stopped: no better validation for {at.stale()} epochs")
             break
         first = at.iteration - at.epoch * plan.steps
@@ -159,7 +163,7 @@ def fit(
         names = ["best"] * better
         if finished and at.epoch % cfg.save_freq == 0:
             names.append(f"epoch_{at.epoch}")
-        save(*names, "last")
+        save(*names, "last", complete=not finished or at.epoch == epochs or given_up())
         if cfg.evaluate and distributed.is_main():
             stage.show(log, at.iteration)
         if not finished:

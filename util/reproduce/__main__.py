@@ -1,0 +1,198 @@
+"""Every table and figure of the papers, one command each.
+
+    python -m util.reproduce                            what there is, and how far each is
+    python -m util.reproduce hdmnet-table3              do what is missing, then draw it
+    python -m util.reproduce hdmnet-table3 --dry-run    the commands, and what they need
+    python -m util.reproduce hdmnet-table3 --slurm FILE one array job instead
+    python -m util.reproduce hdmnet-table3 --data demo --folds 0      in small, on data at hand
+
+Every step is a command of the ordinary scripts. What is complete is not done again, whoever made
+it; several of these commands at once share the work: docs/reproduce.md. Exit status: 2 when something
+failed, 75 after SIGTERM or SIGINT; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from util.config.load import nearest
+from util.evaluate import grid
+from util.report import papers
+from util.reproduce.cells import FREE, Cell, Options, cells_of
+from util.reproduce.estimate import Estimator, free_disk, size
+from util.reproduce.runner import Runner, duration, others_at_work
+from util.reproduce.slurm import array_job
+from util.reproduce.steps import KINDS, Steps, steps_of
+from util.reproduce.tables import Table, load_tables, table_of
+from util.runtime.errors import FewShotError, run
+from util.runtime.files import user_path, write_atomically
+from util.runtime.signals import StopRequest
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m util.reproduce", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument
+    add("tables", nargs="*", metavar="TABLE", help="names; without any: list what there is")
+    papers.add_selection(parser)
+    add("--gpus", type=int, metavar="N", help="processes of each training, a GPU each (1)")
+    add("--only", nargs="+", choices=KINDS, default=list(KINDS), help="these steps alone")
+    add("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE",
+        help="for every command: where data are, how many workers, ...")  # fmt: skip
+    add("--dry-run", action="store_true", help="print the commands and what they need")
+    add("--slurm", type=user_path, metavar="FILE", help="write one SLURM array job")
+    options = parser.parse_args(arguments)
+    if options.gpus is not None and options.gpus < 0:
+        raise FewShotError(f"--gpus must be 0 or more, not {options.gpus}")
+    more = free_options(options.opts)
+    if not options.tables:
+        print(overview(load_tables(), options.data, more))
+        return
+    works = [work_of(name, options, more) for name in dict.fromkeys(options.tables)]
+    steps: Steps = {}
+    for work in works:
+        for path, step in work.steps.items():
+            steps.setdefault(path, step)
+    if not steps:
+        raise FewShotError("nothing of this is made by a command: choose other rows or steps")
+    with StopRequest() as stop:
+        runner = Runner(steps, [path for work in works for path in work.targets], stop)
+        if options.dry_run:
+            dry_run(runner)
+        elif options.slurm:
+            slurm(options, works, runner)
+        else:
+            try:
+                runner.run()
+            finally:
+                for work in works:
+                    papers.draw(work.table.name, options, more)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A table as far as it was asked for."""
+
+    table: Table
+    cells: list[Cell]
+    steps: Steps
+
+    @property
+    def targets(self) -> list[Path]:
+        """What counts as a cell: results, or a picture where there are none."""
+        results = [path for path, step in self.steps.items() if step.kind == "test"]
+        return results or [path for path, step in self.steps.items() if step.kind != "measure"]
+
+
+def work_of(name: str, options: argparse.Namespace, more: Options) -> Work:
+    """The table of that name with the rows, folds and shots chosen, and all its steps."""
+    table = papers.selected(table_of(name), options)
+    cells = cells_of(table, options.data, more)
+    picture = papers.place(table, cells, options)
+    steps = steps_of(table, cells, picture, options.gpus, options.only)
+    return Work(table, cells, steps)
+
+
+def free_options(words: Sequence[str]) -> Options:
+    """``--opts`` as pairs; only what no result depends on may be given to every command alike."""
+    if len(words) % 2:
+        raise FewShotError(f"--opts {words[-1]} has no value: write KEY VALUE pairs")
+    pairs = tuple(zip(words[::2], words[1::2], strict=True))
+    for key, _ in pairs:
+        if key not in FREE:
+            raise FewShotError(
+                f"--opts {key} would change what the table says, or is unknown; what may be given: "
+                f"{', '.join(sorted(FREE))} (nearest: {nearest(key, FREE)})"
+            )
+    return pairs
+
+
+def overview(tables: dict[str, Table], data: str | None, more: Options) -> str:
+    """A line a table: where it stands, its cells, those that are there, those in work."""
+    rows = [["table", "of", "cells", "done", "running", "failed"]]
+    for name, table in tables.items():
+        if data is not None and any(row.evaluate_on for row in table.rows):
+            continue
+        cells = cells_of(table, data, more)
+        steps = steps_of(table, cells, papers.place(table, cells, argparse.Namespace(data=data)))
+        work = Work(table, cells, steps)
+        done = sum(steps[path].complete() for path in work.targets)
+        failed = sum(p.with_name(f"{p.name}.failed").is_file() for p in steps)
+        numbers = (len(work.targets), done, others_at_work(steps), failed)
+        rows.append([name, f"{table.paper}, {table.place}", *map(str, numbers)])
+    return grid(rows)
+
+
+def dry_run(runner: Runner) -> None:
+    """Print what would be done, and the time and disk that it needs."""
+    wanted = [runner.steps[path] for path in runner.wanted()]
+    for path, sentence in runner.failed.items():
+        print(f"cannot: {runner.steps[path].title}: {sentence}")
+    for step in wanted:
+        print(step.typed, flush=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"\n{len(wanted)} command(s); measuring on {device} ...", flush=True)
+    estimator = Estimator(device)
+    needs = {step.output: estimator.need(step) for step in wanted}
+    rows = [["step", "commands", "time", "disk"]]
+    for kind, words in KINDS.items():
+        found = [needs[step.output] for step in wanted if step.kind == kind]
+        if found:
+            known = [need.seconds for need in found if need.seconds is not None]
+            time = duration(sum(known)) if len(known) == len(found) else "not known"
+            disk = size(sum(need.disk for need in found))
+            rows.append([words, str(len(found)), time, disk])
+    print(grid(rows))
+    unknown = dict.fromkeys(need.why for need in needs.values() if need.seconds is None)
+    seconds = sum(need.seconds or 0 for need in needs.values())
+    disk = sum(need.disk for need in needs.values())
+    for why in unknown:
+        print(f"time not known: {why}")
+    folder = wanted[0].output.parent if wanted else Path(".")
+    print(
+        f"in all {'more than ' if unknown else 'about '}{duration(seconds)} on one {device}, "
+        f"{size(disk)} of disk ({size(free_disk(folder))} free); from one step of each network at "
+        "batch 1, every listed picture in every epoch, no early stop"
+    )
+
+
+def slurm(options: argparse.Namespace, works: Sequence[Work], runner: Runner) -> None:
+    """Write the array job for what is missing."""
+    wanted = set(runner.wanted())
+    common = ["--data", options.data] if options.data else []
+    common += ["--gpus", str(options.gpus)] if options.gpus else []
+    common += ["--opts", *options.opts] if options.opts else []
+    bases: dict[Path, list[str]] = {}
+    others: dict[Path, list[str]] = {}
+    for work in works:
+        shots: dict[Path, list[str]] = {}
+        for cell in work.cells:
+            shots.setdefault(cell.folder, []).append(str(cell.shot))
+        for cell in work.cells:
+            chosen = ["--folds", str(cell.fold), "--rows", cell.row.name]
+            last = cell.base.cfg.exp_dir() / "last.pth" if cell.base else None
+            if last in wanted:
+                task = [work.table.name, *chosen, "--only", "base", *common]
+                bases.setdefault(last, task)
+            if {cell.result, cell.folder / "last.pth"} & wanted:
+                given = ["--shots", ",".join(dict.fromkeys(shots[cell.folder]))]
+                kinds = ["--only", *(kind for kind in KINDS if kind != "draw")]
+                task = [work.table.name, *chosen, *given, *kinds, *common]
+                others.setdefault(cell.folder, task)
+    if not bases and not others:
+        raise FewShotError("nothing is missing that a job could make")
+    name = "+".join(work.table.name for work in works)
+    text = array_job(name, list(bases.values()), list(others.values()), options.gpus or 1)
+    write_atomically(options.slurm, text.encode())
+    print(f"written: {options.slurm} ({len(bases)} tasks of stage 1, {len(others)} others)")
+
+
+if __name__ == "__main__":
+    run(main)
