@@ -56,6 +56,11 @@ def arguments() -> argparse.Namespace:
         help="also score an all-object prediction and the prior mask at its best threshold",
     )
     parser.add_argument(
+        "--generalized",
+        action="store_true",
+        help="also score base classes and the novel one in one labelling (merge, merge_tau)",
+    )
+    parser.add_argument(
         "--swap-supports",
         action="store_true",
         help="give supports of another class, to see how much the supports matter",
@@ -111,6 +116,7 @@ def evaluate(
         baselines=args.baselines,
         swap_supports=args.swap_supports,
         details=args.figures > 0,
+        generalized=args.generalized,
         partial=partial,
     )
 

@@ -61,7 +61,8 @@ class EpisodicStage(Stage):
         self.notes = [dataset.sampler.dropped_message()]
         try:
             if cfg.evaluate:
-                self.evaluator = Evaluator(cfg, self.val_index, device, keep_frozen=True)
+                keep = "encoder" in model.frozen
+                self.evaluator = Evaluator(cfg, self.val_index, device, keep_frozen=keep)
         except FewShotError as error:
             raise FewShotError(f"{error}; evaluate: False trains without validation") from error
 

@@ -99,10 +99,11 @@ class HSNet(FewShotModel):
 
     ``pyramid``: strides of the levels in use, out of 8, 16, 32. ``hyper_layers``: correlate all
     features of a level, or only its first ('shallow') or last ('deep'). ``kernel4d``:
-    'center_pivot', 'separable' or 'full'.
+    'center_pivot', 'separable' or 'full'. ``backbone_lr``: 0, the backbone is frozen; else it is
+    fine-tuned with that share of the learning rate. Its batch norms keep their statistics.
     """
 
-    frozen = ("encoder",)
+    frozen: tuple[str, ...] = ("encoder",)
     train_shot = 1
     requirements = REQUIREMENTS["HSNet"]
 
@@ -113,6 +114,7 @@ class HSNet(FewShotModel):
         hyper_layers: str = "all",
         kernel4d: str = "center_pivot",
         mask_support: bool = True,
+        backbone_lr: float = 0.0,
     ) -> None:
         super().__init__()
         if not pyramid or not set(pyramid) <= set(STRIDES):
@@ -124,10 +126,13 @@ class HSNet(FewShotModel):
         self.pyramid = tuple(sorted(set(pyramid)))
         self.hyper_layers = hyper_layers
         self.mask_support = mask_support
+        self.backbone_lr = backbone_lr
         self.encoder = encoder
         counts = dict(zip(STRIDES, encoder.layers, strict=True))
         layers = {s: counts[s] if hyper_layers == "all" else 1 for s in self.pyramid}
         self.learner = Learner(layers, kernel4d)
+        if backbone_lr:
+            self.frozen = ()
         self.freeze()
 
     @classmethod
@@ -139,6 +144,7 @@ class HSNet(FewShotModel):
             hyper_layers=cfg.hyper_layers,
             kernel4d=cfg.kernel4d,
             mask_support=cfg.mask_support,
+            backbone_lr=cfg.backbone_lr,
         )
 
     def check_size(self, height: int, width: int) -> None:
@@ -172,16 +178,25 @@ class HSNet(FewShotModel):
             if stride in self.pyramid and places[stride] == wanted:
                 yield stride, tap
 
-    @torch.no_grad()
+    def train(self, mode: bool = True) -> HSNet:
+        """Training mode; the backbone's batch norms keep their statistics."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def _learned(self) -> torch.set_grad_enabled:
+        """Around the backbone: gradients where it is fine-tuned and they are wanted."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_lr > 0)
+
     def encode_query(self, image: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         """image [B, 3, H, W], normalised -> for each level, fine to coarse, its layers
         [B, C, h, w]."""
         levels: dict[int, list[Tensor]] = {stride: [] for stride in self.pyramid}
-        for stride, tap in self._taps(image):
-            levels[stride].append(tap)
+        with self._learned():
+            for stride, tap in self._taps(image):
+                levels[stride].append(tap)
         return tuple(tuple(layers) for layers in levels.values())
 
-    @torch.no_grad()
     def encode_support(self, image: Tensor, mask: Tensor) -> tuple[Support, ...]:
         """image [B, 3, H, W], normalised; mask [B, H, W] (1 object, 0, 255, or soft in 0..1) ->
         for each level, fine to coarse, a :class:`Support`."""
@@ -238,6 +253,15 @@ class HSNet(FewShotModel):
     def losses(self, out: Output, query_mask: Tensor, base_mask: Tensor | None) -> dict[str, Loss]:
         """Cross-entropy at input size."""
         return {"main": Loss(segmentation_loss(out.final, query_mask))}
+
+    def param_groups(self, cfg: Config) -> list[dict[str, Any]]:
+        """The learner at ``base_lr``; a backbone that is fine-tuned at its share of it."""
+        groups = [("HSNet", 1.0, self.learner), ("backbone", self.backbone_lr, self.encoder)]
+        return [
+            {"name": name, "params": list(part.parameters()), "lr_scale": scale}
+            for name, scale, part in groups
+            if scale
+        ]
 
 
 def vote(logits: list[Tensor]) -> Tensor:

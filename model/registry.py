@@ -76,7 +76,7 @@ REQUIREMENTS = {
     ),
     "HSNet": Requirements(
         optimizer="adam",
-        options=("mask_support", "kernel4d", "hyper_layers", "pyramid"),
+        options=("mask_support", "kernel4d", "hyper_layers", "pyramid", "backbone_lr"),
         fits=_fits_hsnet,
     ),
     "PSPNet": Requirements(optimizer="sgd", is_base=True, options=("freeze_encoder",)),

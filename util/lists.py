@@ -2,14 +2,15 @@
 
 Without options: a table of the configured split. ``--check`` reads every picture and mask and
 reports all bad ones at once (exit status 2 if there are any). ``--stats`` counts, per split, the
-pictures by the number of categories that they show. ``--json`` writes what was found.
+pictures by the number of categories that they show; ``--chart`` draws that, for several data sets
+side by side with ``--beside``. ``--json`` writes what was found.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from util.data.index import (
 from util.data.sources import Pair, Source, find_pairs, parse_list
 from util.data.transform import IGNORE, read_image, read_mask, read_pair
 from util.runtime.errors import FewShotError, one_line, run
-from util.runtime.files import refuse_input, user_path, write_json
+from util.runtime.files import expanded, refuse_input, user_path, write_json
 
 _MOST_SHOWN = 50  # bad files on the screen; the JSON report names all
 _LAST_COLUMN = 5  # pictures with that many categories or more are counted together
@@ -49,14 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--png", type=user_path, metavar="FILE", help="with --stats: write the bar chart"
     )
+    parser.add_argument("--chart", type=user_path, metavar="FILE", help="--stats as a bar chart")
+    parser.add_argument(
+        "--beside", type=expanded, nargs="+", default=[], metavar="FILE",
+        help="with --chart: configurations of further data sets (--opts is for all)",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.png and not options.stats:
         parser.error("--png needs --stats")
+    if options.beside and not options.chart:
+        parser.error("--beside needs --chart")
+    options.png, options.stats = options.chart or options.png, options.stats or options.chart
     cfg = load_config(options.config, options.opts)
+    others = [load_config(path, options.opts) for path in options.beside]
     if options.shot is not None:
         cfg = cfg.replace(shot=options.shot)
     for output in filter(None, (options.json, options.png)):
-        refuse_input(output, options.config, cfg.train_list, cfg.val_list)
+        refuse_input(output, options.config, *options.beside, cfg.train_list, cfg.val_list)
 
     report: dict[str, Any] = {"config": options.config, "data_set": cfg.data_set}
     report |= {"split": cfg.split, "shot": cfg.shot, "classes_from": cfg.fold.source}
@@ -74,8 +84,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.stats:
         report["stats"] = category_stats(cfg)
         print_stats(report["stats"])
+        stats = {cfg.data_set: report["stats"]}
+        for other in others:
+            name = other.data_set if other.data_set not in stats else other.source
+            stats[name] = category_stats(other)
+            print(f"\n{name}:")
+            print_stats(stats[name])
         if options.png:
-            draw_stats(report["stats"], f"{cfg.data_set}: categories in a picture", options.png)
+            draw_stats(stats, options.png)
+            print(f"figure: {options.png}")
+        if others:
+            report["beside"] = {name: rows for name, rows in list(stats.items())[1:]}
     if options.json:
         write_json(options.json, report)
     bad = sum(len(entry["bad"]) for entry in report.get("lists", ()))
@@ -241,26 +260,29 @@ def print_stats(rows: list[dict[str, Any]]) -> None:
         print(f"{row['split']:<7}{row['mode']:<7}{row['pictures']:>9}{numbers}")
 
 
-def draw_stats(rows: list[dict[str, Any]], title: str, path: str) -> None:
-    """The counts as grouped bars, a panel a mode (the supplementary material's Figure 1)."""
+def draw_stats(stats: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """Data set -> counts, as grouped bars: a row a data set, a panel a mode (the supplementary
+    material's Figure 1)."""
     # matplotlib takes its time, and most calls draw nothing
     from util.draw.charts import label, new_figure, write_figure
 
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
-    columns = list(rows[0]["by"])
-    figure = new_figure(5.5 * len(modes), 3.6)
-    for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False)[0], modes, strict=True):
-        chosen = [row for row in rows if row["mode"] == mode]
-        width = 0.8 / len(chosen)
-        for i, row in enumerate(chosen):
-            places = [x + (i - (len(chosen) - 1) / 2) * width for x in range(len(columns))]
-            heights = [row["by"][name] for name in columns]
-            axes.bar(places, heights, width, label=f"split {row['split']}")
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set(title=mode, xlabel="categories in the picture", ylabel="pictures")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    figure.suptitle(label(title, 80))
+    modes = list(dict.fromkeys(row["mode"] for rows in stats.values() for row in rows))
+    figure = new_figure(5.5 * len(modes), 3.6 * len(stats))
+    panels = figure.subplots(len(stats), len(modes), squeeze=False)
+    for line, (data_set, rows) in zip(panels, stats.items(), strict=True):
+        columns = list(rows[0]["by"])
+        for axes, mode in zip(line, modes, strict=True):
+            chosen = [row for row in rows if row["mode"] == mode]
+            width = 0.8 / max(1, len(chosen))
+            for i, row in enumerate(chosen):
+                places = [x + (i - (len(chosen) - 1) / 2) * width for x in range(len(columns))]
+                heights = [row["by"][name] for name in columns]
+                axes.bar(places, heights, width, label=f"split {row['split']}")
+            axes.set_xticks(range(len(columns)), columns)
+            title = label(f"{data_set}: {mode}", 80)
+            axes.set(title=title, xlabel="categories in the picture", ylabel="pictures")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False)
     write_figure(figure, path)
 
 

@@ -94,6 +94,8 @@ class FastHSNet(HSNet):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        if self.backbone_lr:  # what is folded, or left out where the mask is 0, gives no gradient
+            return
         refine(self, {ResNetTaps: FoldedTaps})
         if all(map(pivots, self.learner.squeeze.values())):
             refine(self, {Learner: PivotLearner})
@@ -102,17 +104,19 @@ class FastHSNet(HSNet):
     def _pivots(self) -> bool:
         return isinstance(self.learner, PivotLearner)
 
-    @torch.no_grad()
     def encode_query(self, image: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         """As the paper's, but the layers are [B, h, w, C] and normalised."""
         layers = super().encode_query(image)
         return tuple(tuple(map(query_layer, level)) for level in layers) if self._pivots else layers
 
-    @torch.no_grad()
     def encode_support(self, image: Tensor, mask: Tensor) -> tuple[Any, ...]:
         """As the paper's, at the positions that the mask leaves."""
         if not self._pivots:
             return super().encode_support(image, mask)
+        return self._sparse_support(image, mask)
+
+    @torch.no_grad()
+    def _sparse_support(self, image: Tensor, mask: Tensor) -> tuple[Any, ...]:
         weight = self._object_weight(mask, image.dtype)
         levels: dict[int, list[Tensor]] = {stride: [] for stride in self.pyramid}
         places: dict[int, tuple[Tensor, Tensor]] = {}

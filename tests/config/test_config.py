@@ -559,7 +559,7 @@ def test_hdmnet_file_loads(write):
         ("zoom_factor: 8", "zoom_factor: 4", "outputs always have the size of the input"),
         ("resume:  #", "resume: exp/a.pth #", "pass --resume FILE"),
         ("low_fea: 'layer2'", "low_fea: 'layer3'", "Gram matrices"),
-        ("merge: 'final'", "merge: 'sup'", "'final'"),
+        ("merge: 'final'", "merge: 'sup'", "merge must be final or base"),
         ("layers: 50", "layers: 34", "layers must be 18, 50, 101 or 152"),
         ("vgg: False", "vgg: maybe", "vgg must be True or False"),
         ("kshot_trans_dim", "kshot_trans_dims", "nearest: kshot_trans_dim"),

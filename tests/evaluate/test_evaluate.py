@@ -361,6 +361,7 @@ def split(config: Path, episodes: int, arch: str, **more):
     torch.manual_seed(0)
     model = build_model(load_config(config, options)) if options else lively(num_base=3)
     more |= {"episodes": episodes, "baselines": True, "details": True}
+    more["generalized"] = arch == "HDMNet"
     return evaluate(config, model, *options, **more)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from model.fewshot import join, join_shots, total
 from model.hsnet import HSNet, vote
 from model.hsnet_backbone import BACKBONES
 from model.hypercorrelation import hypercorrelation, object_weight, resized_mask
-from tests.models import options
+from tests.models import episode, options, run
 from tests.parity import load_case, load_layout, relative_error, released_state
 from util.weights.checkpoint import load_weights
 from util.weights.layouts import LAYOUTS
@@ -554,3 +555,26 @@ def test_impossible_options_are_named(options, named):
 def test_an_unknown_form_is_named():
     with pytest.raises(ValueError, match="compute"):
         build(compute="slow")
+
+
+def test_a_fine_tuned_backbone_learns_at_its_share_and_keeps_its_statistics():
+    """The same output as the frozen one; gradients reach its first layer in either form."""
+    data = episode((64, 64))
+    frozen = build()
+    for compute in ("fast", "textbook"):
+        model = build(backbone_lr=0.01, compute=compute)
+        assert torch.equal(run(model, data).final, run(build(compute="textbook"), data).final)
+        groups = {group["name"]: group for group in model.param_groups(SimpleNamespace())}
+        assert {name: group["lr_scale"] for name, group in groups.items()} == {
+            "HSNet": 1.0, "backbone": 0.01,
+        }  # fmt: skip
+        model.train()
+        assert not any(part.training for part in model.encoder.modules())
+        statistics = {n: t.clone() for n, t in model.encoder.named_buffers()}
+        total(model.losses(run(model, data, training=True), data["query_mask"], None)).backward()
+        first = next(model.encoder.parameters())
+        assert first.grad is not None and first.grad.abs().sum() > 0
+        for name, buffer in model.encoder.named_buffers():
+            assert torch.equal(buffer, statistics[name])
+    assert [group["name"] for group in frozen.param_groups(SimpleNamespace())] == ["HSNet"]
+    assert not any(p.requires_grad for p in frozen.encoder.parameters())

@@ -97,6 +97,9 @@ class Evaluate:
     runs: int = key(10, "runs with one seed each", 1)
     seeds: list[int] = key(
         (510, 365, 382, 322, 988, 98, 742, 17, 595, 106), "seeds of the runs", 0, 2**32 - 1)
+    merge: str = pick(("final", "base"), "--generalized: the novel class over the base learner's"
+                      " labels, or in their background")
+    merge_tau: float = key(0.9, "--generalized: the novel class is above this probability", 0, 1)
     cache_gb: float | None = key(
         None, "budget for kept encodings; null: chosen from what is free", 0, 1e6)
     weight: path | None = key(None, "checkpoint to evaluate; null: best.pth of the run's folder")
@@ -128,6 +131,8 @@ class Method:
     hyper_layers: str = pick(("all", "shallow", "deep"), "HSNet: features correlated at a level")
     pyramid: list[int] = key(
         (8, 16, 32), "HSNet: strides of the levels in use", choices=(8, 16, 32))
+    backbone_lr: float = key(
+        0.0, "HSNet: learning rate of its backbone, over base_lr; 0: frozen", 0, 1000)
     kshot_trans_dim: int = key(2, "hidden width of the K-shot reweighting", 1, 1024)
     own_class: str = pick(
         ("left_out", "unlearned"), "the episode's class in training's base map: summed without it,"
@@ -168,7 +173,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         "arch", "mask_support", "stages", "matching", "hierarchy", "ensemble", "block_relu",
         "fidelity", "kshot_trans_dim", "kernel4d", "hyper_layers", "pyramid",
     ),
-    "objective": ("distill", "temperature", "own_class"),
+    "objective": ("distill", "temperature", "own_class", "backbone_lr"),
     "pictures": ("protocol",),
     "course": (
         "shot", "optimizer", "manual_seed", "min_pixels", "ann_type", "freeze_encoder", "fusion_lr",
@@ -196,7 +201,6 @@ IGNORED: dict[str, tuple[tuple[Any, ...] | None, str]] = {
     "snapshot_path": (_NEVER_MIND, "checkpoints go to a folder under exp_root"),
     "seed_deterministic": (_NEVER_MIND, "runs on a CPU are always deterministic"),
     "index_split": (_NEVER_MIND, "the model itself names its parameter groups"),
-    "merge_tau": (_NEVER_MIND, "the base map is fused by its sum over classes"),
     "viz": (_NEVER_MIND, "pictures go to TensorBoard"),
     "visualizer": (_NEVER_MIND, "pictures go to TensorBoard"),
     "dist_url": (_NEVER_MIND, "torchrun sets up the processes"),
@@ -212,7 +216,6 @@ IGNORED: dict[str, tuple[tuple[Any, ...] | None, str]] = {
     "start_epoch": ((0, None), "remove it; --resume FILE (or auto) knows where a run stopped"),
     "zoom_factor": ((8, None), "remove it; outputs always have the size of the input"),
     "low_fea": (("layer2", None), "remove it; the Gram matrices are always those of layer2"),
-    "merge": (("final", None), "remove it; the fusion with the base learner is always 'final'"),
     "aux_weight": ((1, None), "write aux_weight1 (distillation) and aux_weight2 instead"),
     "ppm_scales": ((), "remove it with PFENet's other keys; this project has HDMNet and HSNet"),
     "fp16": ((False, None), "remove it and write amp: fp16 instead"),

@@ -55,6 +55,7 @@ class Evaluator(Setting):
         baselines: bool = False,
         swap_supports: bool = False,
         details: bool = False,
+        generalized: bool = False,
         progress: bool = True,
         say: Callable[[str], object] = tqdm.write,
         partial: Partial | None = None,
@@ -64,9 +65,10 @@ class Evaluator(Setting):
         engine: 'walk', or 'naive' for the reference loop. baselines: also count a prediction that
         calls everything object, and the prior mask at its best threshold. swap_supports: give
         supports of another class. details: keep the IoU of each episode of the first run and what
-        the predicted pixels really are. say: is told, once each, which classes are left out or not
-        asked about. partial: keeps the counts while they grow, and those of an earlier call that
-        was stopped. Under torchrun every process must call this.
+        the predicted pixels really are. generalized: also score base classes and the novel one in
+        one labelling (``merge``, ``merge_tau``). say: is told, once each, which classes are left
+        out or not asked about. partial: keeps the counts while they grow, and those of an earlier
+        call that was stopped. Under torchrun every process must call this.
 
         Raises FewShotError for unreadable pictures, classes that cannot form any episode, and a
         model that puts out numbers that are not finite; Interrupted when ``partial`` says so.
@@ -86,10 +88,13 @@ class Evaluator(Setting):
                 say(f"warning: {message}")
                 self.said.add(message)
         jobs = plan_jobs(tasks, distributed.rank(), distributed.world_size())
-        tally = Tally(cfg, self.index, self.device, len(seeds), episodes, baselines, details)
+        tally = Tally(
+            cfg, self.index, self.device, len(seeds), episodes, baselines, details, generalized
+        )
         done = 0
         if partial is not None:
             options = {"engine": engine, "baselines": baselines, "details": details}
+            options["generalized"] = generalized
             done = partial.begin(self._facts(model, jobs, options), tally)
             counted = sum(distributed.gather_objects(done))
             if counted and distributed.is_main():

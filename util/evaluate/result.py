@@ -17,6 +17,7 @@ from util.config.folds import split_count
 from util.config.schema import KEYS, SECTIONS
 from util.data.episodes import Episode
 from util.data.transform import IGNORE
+from util.evaluate.generalized import GENERALIZED
 from util.evaluate.metrics import (
     BinaryCounts,
     ThresholdCounts,
@@ -93,11 +94,13 @@ class Result:
             content["classes_from"] = cfg.fold.source
         if self.baselines is not None:
             content["baselines"] = self.baselines
+        if GENERALIZED[0] in self.mean:
+            content["generalized"] = {"merge": cfg.merge, "merge_tau": cfg.merge_tau}
         return content
 
     def table(self) -> str:
         """One line a run, then mean ± half interval; per cent."""
-        used = [name for name in METRICS if self.mean[name] is not None]
+        used = [name for name, value in self.mean.items() if value is not None]
         rows = [["run", "seed", *used]]
         for number, run in enumerate(self.runs, 1):
             rows.append([str(number), str(run["seed"]), *(percent(run[name]) for name in used)])
@@ -181,11 +184,15 @@ def make_result(
         columns["fb_iou_meta"] = counts.fb_iou("meta")
     if tally.base is not None:
         columns["miou_base"] = tally.base.miou()
+    metrics = METRICS
+    if tally.general is not None:
+        columns |= tally.general.means()
+        metrics += GENERALIZED
     per_class = counts.class_iou("final").tolist()
     runs = []
     for number, seed in enumerate(seeds):
         run: dict[str, Any] = {"seed": seed}
-        for name in METRICS:
+        for name in metrics:
             run[name] = known(columns[name][number]) if name in columns else None
         run["class_iou"] = {
             names[class_id]: known(value)
@@ -193,10 +200,10 @@ def make_result(
         }
         runs.append(run)
     summary = {}
-    for name in METRICS:
+    for name in metrics:
         values = [run[name] for run in runs if run[name] is not None]
         summary[name] = spread(values) if values else (None, None, None)
-    mean_, std, ci95 = ({name: summary[name][i] for name in METRICS} for i in range(3))
+    mean_, std, ci95 = ({name: summary[name][i] for name in metrics} for i in range(3))
     scored = list(zip(fraction(*tally.scores.T).tolist(), first, strict=True))
     class_iou = {}
     for head in counts.heads:

@@ -14,11 +14,14 @@ from model.layers import align, size_of
 from util.config import Config
 from util.data.index import FoldIndex
 from util.data.transform import IGNORE, precise, restore
+from util.evaluate.generalized import GeneralizedCounts, fuse
 from util.evaluate.metrics import BinaryCounts, ClassCounts, ThresholdCounts
 from util.evaluate.plan import Task
 from util.runtime import distributed
+from util.runtime.errors import FewShotError
 
 PRIOR_MAPS = ("f5", "f4", "mean of both")
+METERS = ("counts", "base", "prior", "general")
 
 
 class Query(NamedTuple):
@@ -41,6 +44,7 @@ class Tally:
         episodes: int,
         baselines: bool,
         details: bool,
+        generalized: bool = False,
     ) -> None:
         self.device, self.runs = device, runs
         self.classes, self.names = tuple(sorted(index.per_class)), index.names
@@ -50,11 +54,18 @@ class Tally:
         self.label = index.label
         self.at_original_size = cfg.ori_resize
         self.baselines, self.details = baselines, details
+        self.generalized, self.fusion = generalized, (cfg.merge, cfg.merge_tau)
+        if generalized and self.lut is None:
+            raise FewShotError(
+                f"{cfg.source}: --generalized needs masks that show every class, and those of "
+                f"{cfg.data_set} show one"
+            )
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)
         # Made by the first episode, which shows what the model puts out; None until then.
         self.counts: BinaryCounts | None = None
         self.base: ClassCounts | None = None
         self.prior: ThresholdCounts | None = None
+        self.general: GeneralizedCounts | None = None
         shape = (episodes if details else 0, 2)
         self.scores = torch.zeros(shape, dtype=torch.int64, device=self.device)
         shape = (len(self.classes) if details else 0, 256)
@@ -65,6 +76,8 @@ class Tally:
         self.counts = BinaryCounts(self.runs, self.classes, heads, self.device)
         if base:
             self.base = ClassCounts(self.runs, base, self.device)
+            if self.generalized:
+                self.general = GeneralizedCounts(self.runs, base, self.classes, self.device)
         if prior:
             self.prior = ThresholdCounts(self.runs, self.classes, prior, self.device)
         return self.counts
@@ -89,13 +102,18 @@ class Tally:
         labels = {c: self._labels(query.target, c) for c in dict.fromkeys(classes)}
         target = torch.stack([labels[class_id] for class_id in classes])
         rows = counts.add([task.run for task in tasks], classes, found, target)
-        if self.base is not None and weights:
+        if self.generalized and self.base is None:
+            raise FewShotError("--generalized needs a base learner, which this model has not")
+        if self.base is not None and (weights or self.general is not None):
             assert out.base is not None and self.lut is not None
             base = self._enlarged(out.base[:1], size_of(out.final))
-            predicted = self._scored(base, query)[0].argmax(0)
-            counted = self.base.count(predicted, self.lut[query.target.long()])
-            for run, times in weights.items():
-                self.base.counts[run] += counted * times
+            predicted, label = self._scored(base, query)[0].argmax(0), query.target.long()
+            if weights:
+                counted = self.base.count(predicted, self.lut[label])
+                for run, times in weights.items():
+                    self.base.counts[run] += counted * times
+            if self.general is not None:
+                self._add_general(tasks, logits[:, :2].softmax(1)[:, 1], predicted, label)
         if self.prior is not None:
             assert out.prior is not None
             maps = torch.cat([out.prior, out.prior.mean(1, keepdim=True)], dim=1)
@@ -104,6 +122,18 @@ class Tally:
                 self.prior.add(task.run, task.episode.class_id, scores, label)
         if self.details:
             self._add_details(tasks, found[:, 0], query, rows[:, 0])
+
+    def _add_general(
+        self, tasks: Sequence[Task], probabilities: Tensor, base: Tensor, target: Tensor
+    ) -> None:
+        """Each episode's class and the base learner's labels [H, W] in one labelling."""
+        assert self.general is not None and self.lut is not None
+        known = self.lut[target].long()
+        for task, probability in zip(tasks, probabilities, strict=True):
+            class_id = task.episode.class_id
+            number = self.general.number[class_id]
+            labels = known.masked_fill(target == self.label(class_id), number)
+            self.general.add(task.run, fuse(probability, base, number, *self.fusion), labels)
 
     def _labels(self, target: Tensor, class_id: int) -> Tensor:
         """uint8 [H, W] of class ids -> 1 = this class, 0 = rest, 255 = ignored."""
@@ -138,7 +168,7 @@ class Tally:
         if self.counts is None:
             return {}
         named = {name: getattr(self, name) for name in ("scores", "leakage", "finite")}
-        for name in ("counts", "base", "prior"):
+        for name in METERS:
             if (found := getattr(self, name)) is not None:
                 named[name] = found.counts
         return {"heads": list(self.counts.heads), **{k: v.cpu() for k, v in named.items()}}
@@ -152,7 +182,7 @@ class Tally:
         self._allocate(state["heads"], base, prior)
         for name in ("scores", "leakage", "finite"):
             setattr(self, name, state[name].to(self.device))
-        for name in ("counts", "base", "prior"):
+        for name in METERS:
             if (found := getattr(self, name)) is not None:
                 found.counts = state[name].to(self.device)
 
@@ -166,8 +196,8 @@ class Tally:
         shapes = [found for found in distributed.gather_objects(shape) if found is not None]
         if self.counts is None:
             self._allocate(*shapes[0])
-        for counts in (self.counts, self.base, self.prior):
-            if counts is not None:
-                counts.reduce()
+        for name in METERS:
+            if (found := getattr(self, name)) is not None:
+                found.reduce()
         self.scores = distributed.reduce_counts(self.scores)
         self.leakage = distributed.reduce_counts(self.leakage)

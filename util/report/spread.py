@@ -9,6 +9,7 @@ from typing import Any
 
 from util.draw.charts import run_spread_chart
 from util.evaluate import METRICS, grid, percent
+from util.evaluate.generalized import GENERALIZED
 from util.evaluate.metrics import spread
 from util.report.tables import read_result
 from util.runtime.errors import FewShotError
@@ -61,7 +62,7 @@ def add_spread(commands: Any) -> None:
         help="what test.py --output wrote",
     )
     add("--output", type=user_path, required=True, metavar="FILE.png", help="the picture")
-    add("--metric", choices=METRICS, default="miou", help="default: miou")
+    add("--metric", choices=(*METRICS, *GENERALIZED), default="miou", help="default: miou")
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -17,8 +17,10 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean as mean_of
 from typing import Any, NamedTuple
 
+from util.evaluate.generalized import GENERALIZED
 from util.reproduce.cells import Setting, configuration
 from util.reproduce.tables import load_tables
 from util.runtime.errors import FewShotError, one_line
@@ -39,7 +41,8 @@ class Title(NamedTuple):
 
 @dataclass
 class Row:
-    """One model in one setting. scores: fold -> (mIoU, FB-IoU), per cent."""
+    """One model in one setting. scores: fold -> (mIoU, FB-IoU), generalized: fold -> mIoU over
+    base, novel and all classes in one labelling; per cent."""
 
     arch: str
     kind: str
@@ -48,6 +51,7 @@ class Row:
     parameters: int | None = None
     folds: int = FOLDS
     scores: dict[int, tuple[float, float | None]] = field(default_factory=dict)
+    generalized: dict[int, tuple[float, ...]] = field(default_factory=dict)
     published: float | None = None
 
     @property
@@ -75,6 +79,12 @@ class Row:
         values = [fb_iou for _, fb_iou in self.scores.values() if fb_iou is not None]
         known = values and len(values) == len(self.scores)
         return sum(values) / len(values) if known else None
+
+    @property
+    def gfss(self) -> tuple[float, ...]:
+        """Means over the folds that are there; () where one of them does not say."""
+        known = len(self.generalized) == len(self.scores) > 0
+        return tuple(map(mean_of, zip(*self.generalized.values(), strict=True))) if known else ()
 
 
 Tables = dict[Title, list[Row]]
@@ -151,6 +161,8 @@ def _add(
         if split in row.scores:
             raise FewShotError(f"{path} is a second result of {row.model}, {note}, fold {split}")
         row.scores[split] = (100 * miou, 100 * fb_iou if _share(fb_iou) else None)
+        if not suffix and all(_share(mean.get(name)) for name in GENERALIZED):
+            row.generalized[split] = tuple(100 * mean[name] for name in GENERALIZED)
 
 
 def _count(value: Any, least: int = 0) -> bool:
@@ -240,6 +252,8 @@ def markdown(tables: Tables) -> str:
     for title, rows in tables.items():
         folds = range(max(row.folds for row in rows))
         head = ["model", "backbone", *(f"fold {i}" for i in folds), "mean", "FB-IoU"]
+        gfss = any(row.gfss for row in rows)
+        head += ["GFSS base / novel / all"] if gfss else []
         lines = [[*head, "parameters", "setting"]]
         for row in rows:
             note = "" if row.complete or row.published else row.present
@@ -247,6 +261,7 @@ def markdown(tables: Tables) -> str:
             fb_iou = _number(row.fb_iou) + (f" ({note})" if note and row.fb_iou else "")
             size = "-" if row.parameters is None else f"{row.parameters:,}"
             line = [row.model, row.backbone, *scores, note or _number(row.miou), fb_iou]
+            line += [" / ".join(map(_number, row.gfss)) or "-"] if gfss else []
             lines.append([*line, size, row.setting])
         parts += [f"## {_cell(str(title))}", markdown_table(lines, left=(0, 1, len(head) + 1))]
     return "\n\n".join(parts) + "\n"
@@ -285,10 +300,12 @@ def comma_separated(tables: Tables) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["data_set", "shot", "model", "backbone", *(f"fold{i}" for i in folds), "mean"]
-    writer.writerow([*head, "fb_iou", "folds_present", "folds", "parameters", "setting"])
+    gfss = GENERALIZED if any(row.gfss for rows in tables.values() for row in rows) else ()
+    writer.writerow([*head, "fb_iou", *gfss, "folds_present", "folds", "parameters", "setting"])
     for title, rows in tables.items():
         for row in rows:
             numbers = [*(row.scores.get(i, (None,))[0] for i in folds), row.miou, row.fb_iou]
+            numbers += row.gfss or (None,) * len(gfss)
             shown = ["" if value is None else f"{value:.4f}" for value in numbers]
             present = "" if row.published else len(row.scores)
             about = [present, row.folds, row.parameters, row.setting]

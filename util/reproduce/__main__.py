@@ -7,8 +7,8 @@
     python -m util.reproduce hdmnet-table3 --data demo --folds 0      in small, on data at hand
 
 Every step is a command of the ordinary scripts. What is complete is not done again, whoever made
-it; several of these commands at once share the work: docs/reproduce.md. Exit status: 2 when something
-failed, 75 after SIGTERM or SIGINT; the same command goes on.
+it; several of these commands at once share the work: docs/reproduce.md. Exit status: 2 when
+something failed, 75 after SIGTERM or SIGINT; the same command goes on.
 """
 
 from __future__ import annotations

@@ -142,9 +142,10 @@ def _figure(table: Table, cells: Sequence[Cell], picture: Path) -> Step:
     lasts = tuple(folder / "last.pth" for folder in folders)
     results = tuple(cell.result for cell in several)
     if table.figure == "categories":
-        one, *others = (cell.train.config for cell in several)
-        beside = ("--beside", *others) if others else ()
-        command = ("-m", "util.lists", "--chart", str(picture), "--config", one, *beside)
+        first_of_all, *others = (cell.train for cell in several)
+        beside = ("--beside", *(other.config for other in others)) if others else ()
+        chart = ("--chart", str(picture), *beside)
+        command = ("-m", "util.lists", *chart, *first_of_all.arguments)
         needs: tuple[Path, ...] = ()
     elif table.figure == "spread":
         command = ("-m", "util.report", "spread", *map(str, results), *output)
