@@ -50,12 +50,15 @@ def main() -> None:
 
 def cost(cfg: Config, device: torch.device, repeats: int = 5) -> dict[str, Any]:
     """parameters (10⁶), gflop (10⁹), ms (median), gb (10⁹ bytes beyond the loaded model)."""
-    with told_of(cfg.source), torch.device("meta"):
-        shapes = build_model(cfg.replace(compute="textbook")).eval()
-    if not isinstance(shapes, FewShotModel):
+    with told_of(cfg.source):
+        written = build_model(cfg.replace(compute="textbook")).to(device).eval()
+    if not isinstance(written, FewShotModel):
         raise FewShotError(f"{cfg.source}: arch {cfg.arch} is a base learner, no few-shot model")
-    with counting(methods_of(shapes)) as counted:
-        episode(shapes, cfg, torch.device("meta"))()
+    with torch.inference_mode():
+        call = episode(written, cfg, device)
+        with counting(methods_of(written)) as counted:
+            call()
+    del written, call
     torch.manual_seed(0)
     model = build_model(cfg).to(device).eval()
     model.derive()

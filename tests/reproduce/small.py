@@ -1,4 +1,4 @@
-"""A table of two rows on a few tiny pictures, and the command that makes it."""
+"""Table 3 on a few tiny pictures, and the command that makes it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 
 from tests.training_case import ROOT, environment, make_data
+from util.evaluate.result import settings
+from util.reproduce.cells import Cell
+from util.runtime.files import write_json
 
-ROWS = ("baseline", "+ correlation")  # of Table 3
-ARGUMENTS = ("hdmnet-table3", "--folds", "0", "--rows", *ROWS)
+ROWS = ("baseline", "+ correlation")
 
 
 def make_small(folder: Path, **changes: Any) -> Path:
@@ -26,23 +28,23 @@ def make_small(folder: Path, **changes: Any) -> Path:
     for old, new in (("stage1", "tiny_base"), ("stage2", "tiny")):
         keys = yaml.safe_load((folder / "made" / f"{old}.yaml").read_text())
         keys.pop("stages", None)
-        keys |= {"exp_root": str(folder / "exp"), "runs": 1, "min_pixels": 20, "save_every": 1}
-        keys |= changes
+        keys |= {"exp_root": str(folder / "exp"), "runs": 2, "save_every": 1, **changes}
         (folder / "tiny" / f"{new}.yaml").write_text(yaml.safe_dump(keys))
     return folder
 
 
-def command(folder: Path, *arguments: str) -> list[str]:
-    data = ("--data", str(folder / "tiny"))
-    return [sys.executable, "-m", "util.reproduce", *ARGUMENTS, *data, *arguments]
+def arguments(folder: Path, *more: str, rows: tuple[str, ...] = ROWS) -> list[str]:
+    """Of ``util.reproduce``: fold 0 of the rows."""
+    data = str(folder / "tiny")
+    return ["hdmnet-table3", "--data", data, "--folds", "0", "--rows", *rows, *more]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
+def start(folder: Path, **options: Any) -> subprocess.Popen:
     """In a session of its own, so that it can be killed with all that it has started."""
     return subprocess.Popen(
-        command(folder, *arguments),
+        [sys.executable, "-m", "util.reproduce", *arguments(folder, **options)],
         cwd=folder,
-        env=environment(PYTHONPATH=str(ROOT)),
+        env=environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -50,28 +52,10 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
-def finish(folder: Path, *arguments: str) -> str:
-    """Run to the end; what it said."""
-    process = start(folder, *arguments)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, said
-    return said
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """Every result without what differs from run to run: time, and where the folder is."""
-    found = {}
-    for path in sorted((folder / "exp").rglob("result.json")):
-        text = path.read_text().replace(str(folder), "")
-        content = json.loads(text)
-        del content["timing"]
-        found[str(path.relative_to(folder))] = content
-    return found
-
-
-def commands_run(said: str) -> list[str]:
-    """The commands that a run has started."""
-    return [line for line in said.splitlines() if line.startswith("python ")]
+def end(process: subprocess.Popen) -> tuple[int, str]:
+    """(status, what it said)."""
+    said, _ = process.communicate(timeout=900)
+    return process.returncode, said
 
 
 def kill(process: subprocess.Popen, everything: bool) -> None:
@@ -83,16 +67,30 @@ def kill(process: subprocess.Popen, everything: bool) -> None:
     process.communicate()
 
 
-def kill_again_and_again(folder: Path, delays: list[float]) -> str:
-    """Start, kill after each delay (the whole session and the command alone in turn), then finish.
+def commands_in(said: str) -> list[str]:
+    """The commands that a run has started."""
+    return [line for line in said.splitlines() if line.startswith("python ")]
 
-    Returns what the last, undisturbed command said.
-    """
-    for number, delay in enumerate(delays):
-        process = start(folder)
-        try:
-            process.wait(timeout=delay)
-        except subprocess.TimeoutExpired:
-            pass
-        kill(process, everything=number % 2 == 0)
-    return finish(folder)
+
+def results(folder: Path) -> dict[str, Any]:
+    """Every result without what differs from run to run: time, and where the folder is."""
+    found = {}
+    for path in sorted((folder / "exp").rglob("result.json")):
+        content = json.loads(path.read_text().replace(str(folder), ""))
+        del content["timing"]
+        found[str(path.relative_to(folder))] = content
+    return found
+
+
+def write_result(cell: Cell, miou: float, **changes: Any) -> Path:
+    """A result as ``test.py`` would leave it for a cell."""
+    cfg = cell.test.cfg
+    content = {
+        "dataset": cfg.data_set, "arch": cfg.arch, "backbone": cfg.backbone, "split": cfg.split,
+        "shot": cfg.shot, "weight": str(cfg.weight or cfg.exp_dir() / "best.pth"),
+        "episodes": cfg.episodes, "settings": settings(cfg),
+        "runs": [{"seed": seed, "miou": miou} for seed in cfg.seeds[: cfg.runs]],
+        "mean": {"miou": miou, "fb_iou": miou + 0.1, "miou_meta": None}, **changes,
+    }  # fmt: skip
+    write_json(cell.result, content)
+    return cell.result

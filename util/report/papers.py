@@ -20,7 +20,7 @@ from typing import Any
 
 from util.config.load import nearest
 from util.report.tables import markdown_table
-from util.reproduce.cells import Cell, cells_of
+from util.reproduce.cells import Cell, cells_of, in_small
 from util.reproduce.steps import result_of
 from util.reproduce.tables import COSTS, Column, Row, Table, table_of
 from util.runtime.errors import FewShotError, one_line
@@ -54,6 +54,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def selected(table: Table, options: argparse.Namespace) -> Table:
     """The part of a table that was asked for; FewShotError for a part that it has not."""
+    table = table if options.folds else in_small(table, options.data)
     for name in ("folds", "shots"):
         chosen, there = getattr(options, name), getattr(table, name)
         if chosen and not set(chosen) <= set(there):
@@ -236,6 +237,9 @@ def notes_of(table: Table, cells: Sequence[Cell], whole: Table, data: str | None
             f"Measured on {Path(data).name} with its own small networks: the published figures are "
             "about other pictures, and only the order of the rows may compare."
         )
+        there = {cell.row.name for cell in cells}
+        if gone := [row.name for row in table.rows if row.config and row.name not in there]:
+            notes.append(f"No configuration on these data: {', '.join(gone)}.")
     machines = {m for cell in cells if (m := _machine(cell))}
     if machines:
         notes.append(f"Costs measured on {'; '.join(sorted(machines))}.")

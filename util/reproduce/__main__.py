@@ -23,7 +23,7 @@ import torch
 from util.config.load import nearest
 from util.evaluate import grid
 from util.report import papers
-from util.reproduce.cells import FREE, Cell, Options, cells_of
+from util.reproduce.cells import FREE, Cell, NotThere, Options, cells_of, in_small
 from util.reproduce.estimate import Estimator, free_disk, size
 from util.reproduce.runner import Runner, duration, others_at_work
 from util.reproduce.slurm import array_job
@@ -118,9 +118,11 @@ def overview(tables: dict[str, Table], data: str | None, more: Options) -> str:
     """A line a table: where it stands, its cells, those that are there, those in work."""
     rows = [["table", "of", "cells", "done", "running", "failed"]]
     for name, table in tables.items():
-        if data is not None and any(row.evaluate_on for row in table.rows):
+        table = in_small(table, data)
+        try:
+            cells = cells_of(table, data, more)
+        except NotThere:
             continue
-        cells = cells_of(table, data, more)
         steps = steps_of(table, cells, papers.place(table, cells, argparse.Namespace(data=data)))
         work = Work(table, cells, steps)
         done = sum(steps[path].complete() for path in work.targets)

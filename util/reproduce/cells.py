@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from model.registry import method
 from util.config import Config, load_config
+from util.config.folds import split_count
 from util.config.keys import plain
 from util.reproduce.tables import PATTERN, ROOT, Row, Table
 from util.runtime.errors import FewShotError
@@ -28,6 +29,10 @@ FREE = {
     "workers", "print_freq", "save_freq", "save_every", "save_minutes", "keep", "cache_gb",
     "batch_size_val", "compute", "compile", "tf32", "sync_bn",
 }  # fmt: skip
+
+
+class NotThere(FewShotError):
+    """The data that a table shall be made on in small have no configuration for a row."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +86,46 @@ Options = tuple[tuple[str, Any], ...]
 def cells_of(table: Table, data: str | None = None, more: Options = ()) -> list[Cell]:
     """The cells of every row that has a configuration.
 
-    data: in small, on this data; more: options for every command, of :data:`FREE` keys.
+    data: in small, on this data; rows that have no configuration there have no cells, and
+    FewShotError where that is so of all. more: options for every command, of :data:`FREE` keys.
     """
-    return [
-        cell_of(row, shot, fold, data, more)
-        for row in table.rows
-        if row.config
-        for shot in table.shots
-        for fold in table.folds
-    ]
+    cells: list[Cell] = []
+    problems = []
+    for row in table.rows if data is None else ():
+        cells += _cells_of(table, row, None, more)
+    for row in table.rows if data is not None else ():
+        try:
+            cells += _cells_of(table, row, data, more)
+        except NotThere as error:
+            problems.append(error)
+    if problems and not cells:
+        raise problems[0]
+    return cells
+
+
+def in_small(table: Table, data: str | None) -> Table:
+    """The table with the folds that ``data`` have."""
+    for row in table.rows if data is not None else ():
+        if row.config and not row.evaluate_on:
+            try:
+                cfg = Setting(*configuration(row.config, table.folds[0], data)).cfg
+            except NotThere:
+                continue
+            folds = tuple(fold for fold in table.folds if fold < split_count(cfg))
+            return replace(table, folds=folds)
+    return table
+
+
+def _cells_of(table: Table, row: Row, data: str | None, more: Options) -> list[Cell]:
+    places = [(shot, fold) for shot in table.shots for fold in table.folds]
+    return [cell_of(row, *place, data, more) for place in places] if row.config else []
 
 
 def cell_of(row: Row, shot: int, fold: int, data: str | None = None, more: Options = ()) -> Cell:
-    """One cell; FewShotError where ``data`` has no configuration for it."""
+    """One cell; :class:`NotThere` where ``data`` has no configuration for it."""
     assert row.config is not None
     if data is not None and row.evaluate_on:
-        raise FewShotError(f"row '{row.name}' is about two data sets: it has no form on {data}")
+        raise NotThere(f"row '{row.name}' is about two data sets: it has no form on {data}")
     path, place = configuration(row.config, fold, data)
     place += more
     file = Setting(path, place)
@@ -144,7 +173,7 @@ def configuration(pattern: str, fold: int, data: str | None) -> tuple[str, Optio
     common = folder / f"{folder.name}{suffix}.yaml"
     if common.is_file() and not others:
         return str(common), (("split", fold),)
-    raise FewShotError(
+    raise NotThere(
         f"{folder} has no configuration for {pattern}, fold {fold}: neither {same.name} nor "
         f"{common.name}"
     )
