@@ -72,7 +72,7 @@ def test_shared_by_two_killed_and_after_a_planted_failure_the_results_are_the_sa
     for number in range(KILLS):
         process = start(killed, rows=rows)
         try:
-            process.wait(timeout=moments.uniform(3, max(6, seconds / 2)))
+            process.wait(timeout=moments.uniform(3, seconds if KILLS > 2 else 9))
         except subprocess.TimeoutExpired:
             pass
         kill(process, everything=number % 2 == 0)

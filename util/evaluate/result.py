@@ -30,7 +30,7 @@ from util.evaluate.metrics import (
 from util.evaluate.tally import PRIOR_MAPS, Tally
 from util.runtime.errors import one_line
 
-METRICS = ("miou", "fb_iou", "miou_meta", "fb_iou_meta", "miou_base")
+METRICS: tuple[str, ...] = ("miou", "fb_iou", "miou_meta", "fb_iou_meta", "miou_base")
 # What a figure depends on beside data set, fold, shot and model: these keys always, of the others
 # those that were changed. Left out: what is stated anyway, and what gives the same result.
 STATED = ("protocol", "trained_on", "val_size", "resized_val", "ori_resize")
