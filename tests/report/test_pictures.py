@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -10,8 +11,12 @@ import torch
 
 from tests.evaluate.test_evaluate import make_data
 from tests.models import build
+from util.lists import main as lists
 from util.report.__main__ import main
 from util.report.curves import curves_of
+from util.reproduce.cells import cells_of
+from util.reproduce.steps import steps_of
+from util.reproduce.tables import table_of
 from util.runtime.errors import FewShotError
 
 
@@ -79,3 +84,30 @@ def test_curves_are_those_of_the_log(tmp_path):
     names = ["--names", "frozen", "fine-tuned"]
     main(["curves", str(tmp_path), str(other), *names, "--output", str(tmp_path / "c.png")])
     assert cv2.imread(str(tmp_path / "c.png")).std() > 5
+
+
+def test_statistics_of_two_data_sets_side_by_side(data, tmp_path, capsys):
+    other = tmp_path / "other.yaml"
+    other.write_text((data / "tiny.yaml").read_text().replace("data_set: tiny", "data_set: same"))
+    picture = tmp_path / "chart.png"
+    lists(["--config", str(data / "tiny.yaml"), "--beside", str(other), "--chart", str(picture),
+           "--json", str(tmp_path / "report.json")])  # fmt: skip
+    drawn = cv2.imread(str(picture))
+    assert drawn.std() > 5 and "same:" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["beside"] == {"same": report["stats"]}
+    lists(["--config", str(data / "tiny.yaml"), "--chart", str(picture)])
+    assert cv2.imread(str(picture)).shape[0] < drawn.shape[0]
+    with pytest.raises(SystemExit):
+        lists(["--config", str(data / "tiny.yaml"), "--beside", str(other)])
+
+
+@pytest.mark.parametrize("name", ["hdmnet-figure2", "hdmnet-figure4", "hsnet-curves"])
+def test_the_command_of_a_figure_is_one(name, tmp_path, monkeypatch):
+    """It gets as far as the files that are not there."""
+    table = table_of(name)
+    monkeypatch.chdir(tmp_path)
+    step = list(steps_of(table, cells_of(table), Path("figure.png")).values())[-1]
+    assert step.kind == "draw" and step.command[:2] == ("-m", "util.report")
+    with pytest.raises(FewShotError, match="exp/"):
+        main(list(step.command[2:]))

@@ -13,7 +13,9 @@ import pytest
 
 from tests.training_case import ROOT, environment
 from util.report.__main__ import main
-from util.report.tables import comma_separated, gather, markdown, with_published
+from util.report.tables import comma_separated, gather, markdown, published, with_published
+from util.reproduce.cells import cells_of
+from util.reproduce.tables import load_tables
 from util.runtime.errors import FewShotError
 
 SETTINGS = {
@@ -251,3 +253,43 @@ def test_the_command_writes_three_files(tmp_path):
     assert done.stdout.startswith(written) and "| 60.00 |" in written
     assert (tmp_path / "r" / "report.csv").read_text().startswith("data_set,shot,model")
     assert (tmp_path / "r" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_generalized_scores_are_a_column_where_there_are_any(tmp_path):
+    """Base, novel and all classes in one labelling; a mean over the folds that say so."""
+    for split in range(4):
+        content = result(split, 0.6)
+        content["mean"] |= {"gfss_base": 0.7, "gfss_novel": 0.2 + split / 10, "gfss_all": 0.5}
+        save(tmp_path, content)
+    save(tmp_path, result(0, 0.4, backbone="vgg16"))
+    (tmp_path / "cost.json").write_text("{}")  # what a table's costs are kept in
+    tables, problems = gather(tmp_path)
+    assert problems == []
+    rows = shown(tmp_path)
+    place = rows[1].index("GFSS base / novel / all")
+    found = {(row[0], row[1]): row[place] for row in rows[2:]}
+    assert found["HDMNet", "resnet50"] == "70.00 / 35.00 / 50.00"
+    assert found["HDMNet", "vgg16"] == found["HSNet (paper)", "resnet50"] == "-"
+    lines = list(csv.DictReader(io.StringIO(comma_separated(tables))))
+    novel = {line["backbone"]: line["gfss_novel"] for line in lines}
+    assert novel == {"resnet50": "35.0000", "vgg16": ""}
+
+
+def test_published_means_are_those_of_the_papers_tables():
+    found = published()
+    assert found["coco"]["HDMNet", "resnet50"] == {1: 50.0, 5: 56.0}
+    assert found["pascal"]["HSNet", "resnet101"] == {1: 66.2, 5: 70.4}
+    assert found["fss"]["HSNet", "vgg16"] == {1: 82.3, 5: 85.8}
+    assert ("HDMNet", "vgg16") in found["pascal"] and "demo" not in found
+
+
+def test_two_tables_quote_the_same_number_for_one_row():
+    """HDMNet's paper says 69.4 in its Table 2 and 69.5, of rounded folds, in its supplement."""
+    quoted: dict = {}
+    for table in load_tables().values():
+        for cell in cells_of(table):
+            for column, number in cell.row.published.items():
+                if column.shot == cell.shot:
+                    quoted.setdefault((cell.result, column), set()).add(number)
+    assert max(max(numbers) - min(numbers) for numbers in quoted.values()) < 0.11
+    assert published()["pascal"]["HDMNet", "resnet50"][1] == 69.4

@@ -109,7 +109,8 @@ def result_files(exp: Path) -> list[Path]:
     if not exp.is_dir():
         raise FewShotError(f"{exp} is no folder; --exp names the one that test.py wrote to")
     found = sorted(path for path in exp.rglob("*.json") if path.is_file())
-    return [path for path in found if path.name != "run.json" and path.stem[-4:] != "_run"]
+    others = ("run.json", "cost.json")
+    return [path for path in found if path.name not in others and path.stem[-4:] != "_run"]
 
 
 def gather(exp: Path) -> tuple[Tables, list[str]]:
@@ -210,7 +211,7 @@ def _variant(content: Mapping[str, Any], place: Path) -> str:
 
 def published() -> dict[str, dict[tuple[str, str], dict[int, float]]]:
     """Data set -> (model, backbone) -> shot -> mean mIoU over the folds in the papers' tables, per
-    cent: of their rows without options."""
+    cent: of their rows without options. A paper's own tables come after its supplement's and win."""
     found: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
     for row in (row for table in load_tables().values() for row in table.rows):
         if row.config and row.published and not (row.options or row.evaluate):
