@@ -192,7 +192,7 @@ def comma_separated(table: Table, lines: Sequence[Line]) -> str:
     return text.getvalue()
 
 
-def chart(table: Table, lines: Sequence[Line]) -> bytes:
+def chart(table: Table, lines: Sequence[Line], data: str | None) -> bytes:
     """PNG: a panel for each mean and cost; rows from top to bottom, published hatched."""
     # matplotlib takes its time, and the screen needs no picture
     from util.draw.charts import figure_bytes, label, new_figure
@@ -220,7 +220,9 @@ def chart(table: Table, lines: Sequence[Line]) -> bytes:
             axes.legend(frameon=False, fontsize=7)
     panels[0].set_yticks(range(len(names)), [label(name, 60) for name in names])
     panels[0].set_ylim(len(names) - 0.5, -0.5)
-    figure.suptitle(label(f"{table.paper}, {table.place}: {table.title}", 100), fontsize=9)
+    small = "" if data is None else f" (measured on {Path(data).name})"
+    title = label(f"{table.paper}, {table.place}: {table.title}{small}", 120)
+    figure.suptitle(title, fontsize=9)
     return figure_bytes(figure)
 
 
@@ -241,7 +243,7 @@ def notes_of(table: Table, cells: Sequence[Cell], whole: Table, data: str | None
         if gone := [row.name for row in table.rows if row.config and row.name not in there]:
             notes.append(f"No configuration on these data: {', '.join(gone)}.")
     machines = {m for cell in cells if (m := _machine(cell))}
-    if machines:
+    if machines and set(COSTS) & set(table.measures):
         notes.append(f"Costs measured on {'; '.join(sorted(machines))}.")
     shared: dict[tuple[Path, Path], list[str]] = {}
     for cell in cells:
@@ -271,7 +273,7 @@ def draw(name: str, options: argparse.Namespace, more: tuple = ()) -> None:
     if table.columns:
         files[".csv"] = comma_separated(table, lines).encode("utf-8", "backslashreplace")
     if not table.figure:
-        files[".png"] = chart(table, lines)
+        files[".png"] = chart(table, lines, options.data)
     for suffix, content in files.items():
         path = place(table, cells, options, suffix)
         write_atomically(path, content)

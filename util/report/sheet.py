@@ -102,6 +102,6 @@ def _rows(
         ]
         for stage, values in enumerate(result.correlations[name], 1):
             size = "×".join(map(str, values.shape))
-            row.append((heat_overlay(query[0], values), f"{called} · stage {stage} ({size})"))
+            row.append((heat_overlay(query[0], values), f"stage {stage} ({size}) · {called}"))
         rows.append(row)
     return rows

@@ -211,7 +211,7 @@ def _variant(content: Mapping[str, Any], place: Path) -> str:
 
 def published() -> dict[str, dict[tuple[str, str], dict[int, float]]]:
     """Data set -> (model, backbone) -> shot -> mean mIoU over the folds in the papers' tables, per
-    cent: of their rows without options. A paper's own tables come after its supplement's and win."""
+    cent: of rows without options. A paper's main tables win over its supplement's."""
     found: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
     for row in (row for table in load_tables().values() for row in table.rows):
         if row.config and row.published and not (row.options or row.evaluate):

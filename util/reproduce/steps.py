@@ -142,9 +142,10 @@ def _figure(table: Table, cells: Sequence[Cell], picture: Path) -> Step:
     lasts = tuple(folder / "last.pth" for folder in folders)
     results = tuple(cell.result for cell in several)
     if table.figure == "categories":
-        first_of_all, *others = (cell.train for cell in several)
-        beside = ("--beside", *(other.config for other in others)) if others else ()
-        chart = ("--chart", str(picture), *beside)
+        first_of_all = several[0].train
+        others = dict.fromkeys(cell.train.config for cell in several)
+        others.pop(first_of_all.config)
+        chart = ("--chart", str(picture), *(("--beside", *others) if others else ()))
         command = ("-m", "util.lists", *chart, *first_of_all.arguments)
         needs: tuple[Path, ...] = ()
     elif table.figure == "spread":
