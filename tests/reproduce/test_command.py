@@ -74,6 +74,8 @@ def test_options_that_would_change_a_result_are_refused(folder):
         main(["hdmnet-table3", "--rows", "basline", "--dry-run"])
     with pytest.raises(FewShotError, match=r"folds \[0, 1, 2, 3\], not \[4\]"):
         main(["hdmnet-table3", "--folds", "4", "--dry-run"])
+    with pytest.raises(FewShotError, match="nothing of this"):  # not half a picture
+        main(["hdmnet-figure1", "--rows", "COCO-20i", "--dry-run"])
     with pytest.raises(FewShotError, match="two data sets"):
         main(["hsnet-domain-shift", "--data", str(folder / "tiny"), "--dry-run"])
 

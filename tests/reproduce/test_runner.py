@@ -101,6 +101,31 @@ def test_what_lies_there_and_is_of_other_settings_fails_alone(tmp_path, capsys):
     assert "holds a training with epochs 9" in said and (tmp_path / "one.json").is_file()
 
 
+def test_a_kind_that_is_left_out_must_be_complete(tmp_path, capsys):
+    """No evaluation of a training that has not ended."""
+    training, test = cell(tmp_path, "one")
+    steps = steps_of(step(tmp_path, "base.pth", kind="base"), training, test)
+    alone = Runner(steps, [test.output], StopRequest(), only=["test"])
+    with pytest.raises(FewShotError):
+        alone.run()
+    assert "one.pth (stage 2): it is not complete, and --only leaves it out" in (
+        capsys.readouterr().out
+    )
+    Runner(steps, [], StopRequest(), only=["base", "train"]).run()
+    assert training.output.is_file() and not test.output.exists()
+    Runner(steps, [test.output], StopRequest(), only=["test"]).run()
+    assert test.output.read_text() == training.output.read_text() == "x"
+
+
+def test_cells_behind_a_picture_that_is_there_count_as_done(tmp_path, capsys):
+    result = step(tmp_path, "one.json", kind="test")
+    picture = step(tmp_path, "figure.png", "one.json", kind="draw")
+    for path in (result.output, picture.output):
+        path.write_text("there")
+    run(steps_of(result, picture))
+    assert "1 of 1 cells done" in capsys.readouterr().out
+
+
 def test_two_at_once_share_the_work(tmp_path):
     slow = "import time; time.sleep(0.15); " + WRITE
     base = step(tmp_path, "base.pth", kind="base", code=slow)

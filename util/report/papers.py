@@ -20,7 +20,7 @@ from typing import Any
 
 from util.config.load import nearest
 from util.report.tables import markdown_table
-from util.reproduce.cells import Cell, cells_of, in_small
+from util.reproduce.cells import Cell, cells_of, free_options, in_small
 from util.reproduce.steps import result_of
 from util.reproduce.tables import COSTS, Column, Row, Table, table_of
 from util.runtime.errors import FewShotError, one_line
@@ -35,13 +35,15 @@ Values = dict[Column, float]
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """``--data``, ``--folds``, ``--shots``, ``--rows``, ``--output``."""
+    """``--data``, ``--folds``, ``--shots``, ``--rows``, ``--output``, ``--opts``."""
     add = parser.add_argument
     add("--data", metavar="NAME", help="in small: the configurations of config/NAME, or a folder")
     add("--folds", type=numbers, metavar="0,2", help="these folds alone")
     add("--shots", type=numbers, metavar="1,5", help="these shots alone")
     add("--rows", nargs="+", metavar="NAME", help="these rows alone")
     add("--output", type=user_path, metavar="DIR", help="folder of the drawn table (exp/tables)")
+    add("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE",
+        help="of every command: where data and results are, how many workers, ...")  # fmt: skip
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -68,9 +70,7 @@ def selected(table: Table, options: argparse.Namespace) -> Table:
                 f"{table.name} has no row '{name}'; nearest: '{nearest(name, rows)}'"
             )
     kept = tuple(row for row in table.rows if not options.rows or row.name in options.rows)
-    # A picture sets rows side by side: part of them is another picture, which nobody asked for.
-    figure = table.figure if len(kept) == len(rows) else None
-    return replace(table, rows=kept, figure=figure)
+    return replace(table, rows=kept)
 
 
 def place(
@@ -261,11 +261,11 @@ def _machine(cell: Cell) -> str:
         return ""
 
 
-def draw(name: str, options: argparse.Namespace, more: tuple = ()) -> None:
+def draw(name: str, options: argparse.Namespace) -> None:
     """Print a table and write it as Markdown, CSV and, unless it is a figure, PNG."""
     whole = table_of(name)
     table = selected(whole, argparse.Namespace(**{**vars(options), "rows": None}))
-    cells = cells_of(table, options.data, more)
+    cells = cells_of(table, options.data, free_options(options.opts))
     lines = lines_of(table, measured(table, cells), whole, options.data)
     text = markdown(table, lines, notes_of(table, cells, whole, options.data))
     print(f"\n{text}")

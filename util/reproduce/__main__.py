@@ -20,10 +20,9 @@ from pathlib import Path
 
 import torch
 
-from util.config.load import nearest
 from util.evaluate import grid
 from util.report import papers
-from util.reproduce.cells import FREE, Cell, NotThere, Options, cells_of, in_small
+from util.reproduce.cells import Cell, NotThere, Options, cells_of, free_options, in_small
 from util.reproduce.estimate import Estimator, free_disk, size
 from util.reproduce.runner import Runner, duration, others_at_work
 from util.reproduce.slurm import array_job
@@ -44,8 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     papers.add_selection(parser)
     add("--gpus", type=int, metavar="N", help="processes of each training, a GPU each (1)")
     add("--only", nargs="+", choices=KINDS, default=list(KINDS), help="these steps alone")
-    add("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE",
-        help="for every command: where data are, how many workers, ...")  # fmt: skip
     add("--dry-run", action="store_true", help="print the commands and what they need")
     add("--slurm", type=user_path, metavar="FILE", help="write one SLURM array job")
     options = parser.parse_args(arguments)
@@ -63,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not steps:
         raise FewShotError("nothing of this is made by a command: choose other rows or steps")
     with StopRequest() as stop:
-        runner = Runner(steps, [path for work in works for path in work.targets], stop)
+        targets = [path for work in works for path in work.targets]
+        runner = Runner(steps, targets, stop, options.only)
         if options.dry_run:
             dry_run(runner)
         elif options.slurm:
@@ -73,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 runner.run()
             finally:
                 for work in works:
-                    papers.draw(work.table.name, options, more)
+                    papers.draw(work.table.name, options)
 
 
 @dataclass(frozen=True)
@@ -83,35 +81,24 @@ class Work:
     table: Table
     cells: list[Cell]
     steps: Steps
+    only: Sequence[str] = tuple(KINDS)
 
     @property
     def targets(self) -> list[Path]:
-        """What counts as a cell: results, or a picture where there are none."""
-        results = [path for path, step in self.steps.items() if step.kind == "test"]
-        return results or [path for path, step in self.steps.items() if step.kind != "measure"]
+        """What counts as a cell: results; where there are none, whatever is made."""
+        kinds = {path: step.kind for path, step in self.steps.items() if step.kind in self.only}
+        results = [path for path, kind in kinds.items() if kind == "test"]
+        return results or list(kinds)
 
 
 def work_of(name: str, options: argparse.Namespace, more: Options) -> Work:
     """The table of that name with the rows, folds and shots chosen, and all its steps."""
-    table = papers.selected(table_of(name), options)
+    whole = table_of(name)
+    table = papers.selected(whole, options)
     cells = cells_of(table, options.data, more)
-    picture = papers.place(table, cells, options)
-    steps = steps_of(table, cells, picture, options.gpus, options.only)
-    return Work(table, cells, steps)
-
-
-def free_options(words: Sequence[str]) -> Options:
-    """``--opts`` as pairs; only what no result depends on may be given to every command alike."""
-    if len(words) % 2:
-        raise FewShotError(f"--opts {words[-1]} has no value: write KEY VALUE pairs")
-    pairs = tuple(zip(words[::2], words[1::2], strict=True))
-    for key, _ in pairs:
-        if key not in FREE:
-            raise FewShotError(
-                f"--opts {key} would change what the table says, or is unknown; what may be given: "
-                f"{', '.join(sorted(FREE))} (nearest: {nearest(key, FREE)})"
-            )
-    return pairs
+    # A picture sets rows side by side: part of them is another picture, which nobody asked for.
+    picture = papers.place(table, cells, options) if len(table.rows) == len(whole.rows) else None
+    return Work(table, cells, steps_of(table, cells, picture, options.gpus), options.only)
 
 
 def overview(tables: dict[str, Table], data: str | None, more: Options) -> str:

@@ -8,7 +8,7 @@ and with it the training; a cell without options is the run that one types by ha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from model.registry import method
 from util.config import Config, load_config
 from util.config.folds import split_count
 from util.config.keys import plain
+from util.config.load import nearest
 from util.reproduce.tables import PATTERN, ROOT, Row, Table
 from util.runtime.errors import FewShotError
 
@@ -81,6 +82,20 @@ class Cell:
 
 
 Options = tuple[tuple[str, Any], ...]
+
+
+def free_options(words: Sequence[str]) -> Options:
+    """``--opts`` as pairs; only what no result depends on may be given to every command alike."""
+    if len(words) % 2:
+        raise FewShotError(f"--opts {words[-1]} has no value: write KEY VALUE pairs")
+    pairs = tuple(zip(words[::2], words[1::2], strict=True))
+    for key, _ in pairs:
+        if key not in FREE:
+            raise FewShotError(
+                f"--opts {key} would change what the table says, or is unknown; what may be given: "
+                f"{', '.join(sorted(FREE))} (nearest: {nearest(key, FREE)})"
+            )
+    return pairs
 
 
 def cells_of(table: Table, data: str | None = None, more: Options = ()) -> list[Cell]:

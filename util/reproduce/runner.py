@@ -28,10 +28,17 @@ _TAIL = 20_000  # bytes of a log that are searched for the reason of a failure
 
 
 class Runner:
-    """The steps of some tables. targets: the outputs that count as cells in what is said."""
+    """The steps of some tables. targets: the outputs that count as cells in what is said; only:
+    the kinds of steps that are done, of the others it is known whether they are complete."""
 
-    def __init__(self, steps: Steps, targets: Sequence[Path], stop: StopRequest) -> None:
-        self.steps, self.stop = steps, stop
+    def __init__(
+        self,
+        steps: Steps,
+        targets: Sequence[Path],
+        stop: StopRequest,
+        only: Iterable[str] = tuple(KINDS),
+    ) -> None:
+        self.steps, self.stop, self.only = steps, stop, frozenset(only)
         self.targets = [path for path in targets if path in steps]
         self.begun = time.time()
         self.done: set[Path] = set()
@@ -71,12 +78,13 @@ class Runner:
     def wanted(self) -> list[Path]:
         """What is still to be done: all that nothing else is made of, and what that needs. The
         training behind a result that is there is not."""
-        asked = set(self.steps) - {need for step in self.steps.values() for need in step.needs}
+        chosen = {path: step for path, step in self.steps.items() if step.kind in self.only}
+        asked = set(chosen) - {need for step in chosen.values() for need in step.needs}
         wanted = []
         for path, step in reversed(self.steps.items()):
             if path in asked and path not in self.failed and not self._is_complete(path, step):
                 wanted.append(path)
-                asked |= set(step.needs)
+                asked |= set(step.needs) if step.kind in self.only else set()
         return wanted[::-1]
 
     def _take(self, path: Path, step: Step) -> bool:
@@ -85,6 +93,8 @@ class Runner:
             other = self.steps[blocker]
             self.failed[path] = f"needs {KINDS[other.kind]} of {other.title}, which failed"
             return True
+        if step.kind not in self.only:
+            self.failed[path] = "it is not complete, and --only leaves it out"
         if path in self.failed:
             return True
         if any(need in self.steps and need not in self.done for need in step.needs):
@@ -155,7 +165,7 @@ class Runner:
 
     def progress(self, running: int = 0) -> str:
         """'3 of 8 cells done, 1 running, 0 failed; about 40 min left'."""
-        done = sum(path in self.done for path in self.targets)
+        done = sum(self._is_complete(path, self.steps[path]) for path in self.targets)
         failed = sum(path in self.failed for path in self.targets)
         running += len(self.elsewhere)
         text = f"{done} of {len(self.targets)} cells done, {running} running, {failed} failed"

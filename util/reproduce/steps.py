@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -70,19 +70,18 @@ Steps = dict[Path, Step]
 def steps_of(
     table: Table,
     cells: Sequence[Cell],
-    picture: Path,
+    picture: Path | None,
     gpus: int | None = None,
-    only: Iterable[str] = KINDS,
 ) -> Steps:
     """Output -> step, each behind those that it needs; equal ones of several cells once.
 
-    picture: where the table's figure goes; gpus: processes of a training or evaluation.
+    picture: where the table's figure goes, None: it is not drawn; gpus: processes of a training or
+    evaluation.
     """
     steps: Steps = {}
 
     def add(step: Step) -> None:
-        if step.kind in only:
-            steps.setdefault(step.output, step)
+        steps.setdefault(step.output, step)
 
     if set(COSTS) & set(table.measures):
         for cell in cells:
@@ -99,7 +98,7 @@ def steps_of(
         add(train)
         if table.figure not in ("sheet", "curves"):
             add(_evaluation(cell, train.output, gpus))
-    if table.figure:
+    if table.figure and picture:
         add(_figure(table, cells, picture))
     return steps
 
