@@ -31,6 +31,7 @@ STREAMS = {
     "util/train/log.py",
     "util/train/checkpoints.py",
     "util/prepare/archives.py",
+    "util/reproduce/runner.py",
     "util/runtime/files.py",
     "util/runtime/restarts.py",
 }

@@ -20,7 +20,7 @@ from typing import TextIO
 from util.reproduce.steps import KINDS, Step, Steps
 from util.reproduce.tables import ROOT
 from util.runtime.errors import EXIT_INTERRUPTED, FewShotError, Interrupted, one_line
-from util.runtime.files import claim, write_atomically
+from util.runtime.files import appending, claim, write_atomically
 from util.runtime.signals import StopRequest
 
 PAUSE = 1.0  # seconds between two looks at what other processes are doing
@@ -129,7 +129,9 @@ class Runner:
         print(f"{self.progress(running=1)}\n{step.typed}", flush=True)
         log = path.with_name(f"reproduce_{step.kind}.log")
         begin = time.monotonic()
-        with open(log, "ab") as output:
+        with appending(log):
+            output = open(log, "ab")
+        with output:
             start = output.tell()
             status = self._call(step, output, held)
         if status == 0 and self._is_complete(path, step):
