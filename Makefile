@@ -6,7 +6,7 @@ DEMO_RUN := exp/demo/HDMNet/split0/resnet18/1shot
 DEMO_BASE := exp/demo/PSPNet/split0/resnet18
 DEMO_HSNET := exp/demo/HSNet/split0/resnet18/1shot
 
-.PHONY: install demo test test-portable lint bench app app-install demo-encoder
+.PHONY: install demo test test-portable lint bench app app-install demo-encoder photos-model
 
 install: .venv/installed
 
@@ -19,8 +19,10 @@ install: .venv/installed
 	$(PY) -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# The whole method in small, on generated pictures (docs/demo.md). FULL=1 trains stage 1 as well.
-demo: install
+# Photographs with the model that ships; then the whole method in small, on generated pictures
+# (docs/demo.md). FULL=1 trains stage 1 as well.
+demo: install app-install
+	@$(PY) -m util.demo photographs --output exp/photographs.jpg
 	$(PY) -m util.prepare demo --root data/demo
 ifdef FULL
 	$(PY) train_base.py --config $(DEMO)_base.yaml
@@ -43,6 +45,15 @@ demo-encoder: install
 	  train_list lists/demo_large/train.txt val_list lists/demo_large/val.txt name encoder epochs 12 amp bf16
 	$(PY) -m util.demo encoder --checkpoint $(DEMO_BASE)/encoder/best.pth \
 	  --output assets/demo_encoder.pth
+
+# How assets/photos.pth is made (docs/photos.md): DATA names the photographs, an hour on two cores.
+PHOTOS := config/photos/photos_all
+PHOTOS_RUN := exp/photos/HDMNet/split0/tf_efficientnet_lite0/1shot/all
+photos-model: install
+	$(PY) train_base.py --config $(PHOTOS)_base.yaml --resume auto --opts $(DATA)
+	$(PY) train.py --config $(PHOTOS).yaml --resume auto --opts $(DATA)
+	$(PY) -m util.presence fit --config $(PHOTOS).yaml --pictures 200 --opts $(DATA)
+	$(PY) -m util.export $(PHOTOS_RUN)/best.pth assets/photos.pth --over encoder --half
 
 # Two test processes of one thread each: the tests are many small things, and some start processes.
 test: .venv/installed-dev

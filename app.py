@@ -3,9 +3,9 @@
     pip install -r requirements-app.txt
     python app.py [--config FILE] [--weight FILE] [--port 7860]
 
-Without options it starts with the model that ``make demo`` trained. The page is served on this
-machine only (127.0.0.1) and writes nothing outside a temporary folder, of which the oldest files
-go beyond 100 MB, and all when it ends.
+Without options it starts with the model for photographs that ships with the project. The page is
+served on this machine only (127.0.0.1) and writes nothing outside a temporary folder, of which the
+oldest files go beyond 100 MB, and all when it ends.
 """
 
 from __future__ import annotations
@@ -38,10 +38,9 @@ from util.predict.sketch import Sketch
 from util.predict.supports import JSON, is_annotation
 from util.runtime.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
 from util.runtime.files import expanded
-from util.weights.load import model_of
+from util.weights.load import SHIPPED_HEAD, knows_shapes_only, model_of, shipped
 
 __all__ = ["fit_canvas", "load_picture"]  # scripts of users take them from here
-DEMO_CONFIG = "config/demo/demo_split0_resnet18.yaml"
 MAX_FILE = "20mb"
 PAINT = "#e69f00"
 NO_SUPPORTS = "No supports yet."
@@ -369,8 +368,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--head",
         choices=("final", "meta"),
-        default="final",
-        help="meta: without the base learner, which suppresses the classes it was trained on",
+        help="meta: without the base learner, which suppresses the classes it was trained on; "
+        "default: meta for the model that ships, final for others",
     )
     parser.add_argument(
         "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="settings"
@@ -382,23 +381,20 @@ def main() -> None:
     options = parse()
     check_machine(options.port)
     named = options.config or options.weight
-    try:
-        cfg, weight = model_of(
-            options.config if named else DEMO_CONFIG, options.weight, options.opts
-        )
-    except FewShotError as error:
-        if named:
-            raise
-        raise FewShotError(
-            f"no demo model yet: run 'make demo', or give --weight ({error})"
-        ) from error
+    if named:
+        cfg, weight = model_of(options.config, options.weight, options.opts)
+    else:
+        cfg, weight = shipped(options.opts)
+    head = options.head or ("final" if named else SHIPPED_HEAD)
+    if note := knows_shapes_only(cfg):
+        print(note, file=sys.stderr)
     folder = Path(tempfile.mkdtemp(prefix="fewshot-app-"))
     # SIGTERM ends it like Ctrl-C, so that the folder goes in every case.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     page = None
     try:
         gradio = gradio_in(folder)
-        shared = FewShotPredictor.from_config(cfg, weight, options.device, options.head)
+        shared = FewShotPredictor.from_config(cfg, weight, options.device, head)
         page = build_page(gradio, shared.without_supports, folder)
         page.launch(
             server_name="127.0.0.1",

@@ -1,8 +1,9 @@
 """Segment your own pictures from a few annotated ones.
 
-    python predict.py --config FILE [--weight FILE] \\
-        --support mug1.jpg mug1.png mug --support desk.jpg box:40,60,200,180 mug \\
-        --query photos/ --output out/
+    python predict.py --support mug1.jpg mug1.png mug --support desk.jpg box:40,60,200,180 mug \\
+        --query photos/ --output out/ [--config FILE] [--weight FILE]
+
+The model for photographs that ships with the project is used unless another one is named.
 
 Supports one by one (``--support IMAGE MASK [CLASS]``), or all that a folder, or an annotation file
 of labelme or COCO, holds (``--supports PATH``).
@@ -33,7 +34,7 @@ from util.predict.threshold import class_scores, labels_at
 from util.predict.writing import summarise, write_results
 from util.runtime.errors import FewShotError, Interrupted, run
 from util.runtime.files import expanded, write_json
-from util.weights.load import model_of
+from util.weights.load import SHIPPED_HEAD, knows_shapes_only, model_of, shipped
 
 # -------------------------------------------------------------------------- what is done already
 
@@ -79,7 +80,8 @@ def predict_all(
                 continue
             result = predictor.predict(image)
             if threshold is not None:
-                mask = labels_at(class_scores(result.probabilities), threshold)
+                scores = class_scores(result.probabilities)
+                mask = labels_at(scores, threshold, result.not_found)
                 result = result._replace(mask=mask)
             files = write_results(output, name, image, result)
             remove_outdated(output, name, files)
@@ -105,6 +107,17 @@ def predict_all(
     }
 
 
+def presence(text: str) -> float:
+    """A number from 0 to 1 as the command line names it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise FewShotError(f"--presence {text}: a presence lies between 0 and 1")
+    return value
+
+
 def share(text: str) -> float:
     """A number between 0 and 1 as the command line names it."""
     try:
@@ -124,7 +137,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--config",
         type=expanded,
         metavar="FILE",
-        help="YAML configuration; default: the one in the checkpoint",
+        help="YAML configuration; default: the one in the checkpoint, or the model that ships",
     )
     parser.add_argument(
         "--weight", type=expanded, metavar="FILE", help="checkpoint; default: what test.py takes"
@@ -162,14 +175,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--head",
         choices=("final", "meta"),
-        default="final",
-        help="meta: without the base learner, which suppresses the classes it was trained on",
+        help="meta: without the base learner, which suppresses the classes it was trained on; "
+        "default: meta for the model that ships, final for others",
     )
     parser.add_argument(
         "--threshold",
         type=share,
         metavar="T",
         help="probability above which a pixel counts, between 0 and 1; default: the model decides",
+    )
+    parser.add_argument(
+        "--presence",
+        type=presence,
+        metavar="P",
+        help="how likely a picture must show a class for it to be painted, 0 to 1; default: fitted "
+        "with the model, 0 paints always",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU when there is one")
     parser.add_argument(
@@ -180,7 +200,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    cfg, weight = model_of(options.config, options.weight, options.opts)
+    named = options.config or options.weight
+    if named:
+        cfg, weight = model_of(options.config, options.weight, options.opts)
+    else:
+        cfg, weight = shipped(options.opts)
+    head = options.head or ("final" if named else SHIPPED_HEAD)
     read = cache(annotation_file)
     supports: list[Support] = []
     for path in options.supports:
@@ -196,13 +221,17 @@ def main() -> None:
     queries, passed_over = find_queries(options.query, output)
     if passed_over:
         print(f"results, not queries: {', '.join(map(str, passed_over))}", file=sys.stderr)
-    settings = {"config": cfg.to_dict(), "head": options.head}
+    settings = {"config": cfg.to_dict(), "head": head}
+    if options.presence is not None:
+        settings["presence"] = options.presence
     if options.threshold is not None:
         settings["threshold"] = options.threshold
     run_id = fingerprint(supports, weight, settings)
     held = claim(output, queries, run_id)
 
-    predictor = FewShotPredictor.from_config(cfg, weight, options.device, options.head)
+    predictor = FewShotPredictor.from_config(cfg, weight, options.device, head, options.presence)
+    if note := knows_shapes_only(cfg):
+        print(note, file=sys.stderr)
     for support in tqdm(supports, desc="supports", unit="picture"):
         predictor.add_support(
             support.image, class_name=support.class_name, **support.annotation(read)

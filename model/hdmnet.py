@@ -104,6 +104,7 @@ class HDMNet(FewShotModel):
         super().__init__()
         self.stacked = hierarchy == "stacked"
         self.corrected = fidelity == "corrected"
+        self.shot = shot
         self.distill = distill
         self.temperature = temperature
         self.mask_support = mask_support
@@ -235,8 +236,7 @@ class HDMNet(FewShotModel):
         stages = zip(self.pyramid, self.matching, supports.stages, strict=True)
         for stage, matching, tokens in stages:
             sequence, stage_size = stage(x)
-            # The K supports become one longer sequence.
-            joined = Tokens(*(tensor.flatten(1, 2) for tensor in tokens))
+            joined = matching.join(tokens, self.shot)
             matched, correlation = matching.attend(sequence, joined, stage_size)
             x = to_map(matched if self.stacked else sequence, stage_size)
             features.append(matching.merge_prior(matched, prior, stage_size))

@@ -81,6 +81,18 @@ class MatchingBlock(nn.Module):
         tokens = self.norm1(tokens)
         return Tokens(self.project.key(tokens), self.project.value(tokens), valid)
 
+    def join(self, tokens: Tokens, trained: int) -> Tokens:
+        """Tokens [B, K, n, C] of K supports as one longer sequence [B, K n, C].
+
+        Behind the inverse softmax Eq. 6 sums over the object's positions of all supports; for
+        another number of them than the model was trained with, the sum is brought to that one's.
+        """
+        shots = tokens.values.shape[1]
+        joined = Tokens(*(tensor.flatten(1, 2) for tensor in tokens))
+        if self.matcher is not correlation or shots == trained:
+            return joined
+        return joined._replace(values=joined.values * (trained / shots))
+
     def attend(
         self, query: Tensor, support: Tokens, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,6 @@ def create(name: str, pretrained: bool = False) -> nn.Module:
 class TimmEncoder(Encoder):
     """f2, f3, f4: the last three levels, f2 and f4 resized to f3 with align_corners=True.
 
-    Convolutions run channels last, their fast form on processors too.
-
     Pictures come with the mean and deviation of ImageNet; ``mean`` and ``std`` (RGB, of values in
     0..1) are those that the network was trained with, to which they are turned.
     """

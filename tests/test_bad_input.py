@@ -483,7 +483,7 @@ MISTAKES = {
         "util.lists", lambda w: (*w.stage2, "--json", w.file("f") / "r.json"), r"f/r\.json"),
     "predictions below a file": predict(lambda w: ("--output", w.file("f") / "out"), r"/f"),
     # ------------------------------------------------------------- predicting
-    "no model named": Mistake("predict.py", lambda w: w.predict()[4:], r"--config, --weight"),
+    "presence above 1": predict(lambda w: ("--presence", "2"), r"--presence 2"),
     "prediction without weights": Mistake("predict.py", lambda w: w.predict(weight="gone.pth"),
                                           r"gone\.pth"),
     "prediction with hostile weights": Mistake(

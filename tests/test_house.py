@@ -23,6 +23,7 @@ FLOORS = (
         "util.reproduce",
         "util.lists",
         "util.export",
+        "util.presence",
         "util.demo",
         "util.errors",
         "util.list_files",

@@ -2,6 +2,7 @@
 
     python -m util.demo table --results exp/.../result.json --swapped exp/.../swapped.json
     python -m util.demo encoder --checkpoint exp/.../best.pth --output assets/demo_encoder.pth
+    python -m util.demo photographs --output exp/photographs.jpg
 
 The table sets the model beside two baselines on the same episodes, calling everything object and
 the prior mask at its best threshold, and beside itself with supports of another class.
@@ -13,12 +14,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from util.data.transform import read_image
+from util.draw.files import write_jpeg
+from util.draw.overlays import class_colour, label_overlay, overlay
+from util.draw.panels import fit
+from util.draw.panels import grid as sheet_of
 from util.evaluate import grid, percent
+from util.predict.examples import package_examples
+from util.predict.predictor import FewShotPredictor
 from util.report.tables import read_result
 from util.runtime.errors import FewShotError, run
 from util.runtime.files import refuse_input, user_path, write_atomically
 from util.weights.checkpoint import read_checkpoint, serialise
 
+SIDE = 320  # pixels of a photograph on the sheet
 BASELINES = {"all_foreground": "all foreground", "prior": "prior mask, best threshold"}
 MARGIN = 0.15  # what the demo promises: this much above the better baseline ...
 SUPPORT = 0.25  # ... and this much lost with supports of another class
@@ -78,6 +87,31 @@ def export_encoder(checkpoint: Path, output: Path) -> None:
     write_atomically(output, serialise(kept))
 
 
+def photographs(output: Path) -> None:
+    """Segment the photographs of installed packages with the model that ships: one sheet, supports
+    above, queries below."""
+    found = package_examples()
+    if found is None:
+        raise FewShotError("no photographs here: pip install -r requirements-app.txt carries them")
+    predictor = FewShotPredictor.shipped()
+    above, below = [], []
+    for support in found.supports:
+        image, mask = support.pixels()
+        predictor.add_support(image, mask, support.class_name)
+        number = predictor.classes.index(support.class_name) + 1
+        marked = overlay(image, mask, class_colour(number))
+        above.append((fit(marked, SIDE), f"support: {support.class_name}"))
+    for path in found.queries:
+        image = read_image(path)
+        result = predictor.predict(image)
+        told = ", ".join(
+            f"{name}{' not found' if name in result.absent else ''} ({result.presence[name]:.0%})"
+            for name in result.classes
+        )
+        below.append((fit(label_overlay(image, result.mask), SIDE), told))
+    write_jpeg(output, sheet_of([above, below], "The model for photographs that ships", SIDE))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m util.demo", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -87,8 +121,13 @@ def main() -> None:
     export = commands.add_parser("encoder", help="strip a stage-1 checkpoint down to its weights")
     export.add_argument("--checkpoint", type=user_path, required=True, metavar="FILE")
     export.add_argument("--output", type=user_path, required=True, metavar="FILE")
+    sheet = commands.add_parser("photographs", help="segment the photographs of packages")
+    sheet.add_argument("--output", type=user_path, required=True, metavar="FILE.jpg")
     args = parser.parse_args()
-    if args.command == "table":
+    if args.command == "photographs":
+        photographs(args.output)
+        print(f"photographs: {args.output}")
+    elif args.command == "table":
         print(table([read_result(path) for path in args.results], read_result(args.swapped)))
     else:
         export_encoder(args.checkpoint, args.output)

@@ -315,3 +315,17 @@ def places_on_the_host(mask, count):
     assert count and mask.device.type == "cpu"
     shape = (mask.shape[0], 9)
     return Places(torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("matching", MATCHERS)
+def test_a_support_given_three_times_says_what_it_says_once(matching):
+    """Otherwise a one-shot model would be asked about sums that it never saw in training."""
+    for model in twins(0, matching=matching):
+        data = episode((65, 65), 1, 1, 3, 0.3, torch.float64)
+        thrice = {
+            **data,
+            "support_images": data["support_images"].repeat(1, 3, 1, 1, 1),
+            "support_masks": data["support_masks"].repeat(1, 3, 1, 1),
+        }
+        with torch.no_grad():
+            assert_same(run(model, thrice).final, run(model, data).final, 1e-9)

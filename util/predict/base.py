@@ -9,9 +9,10 @@ import copy
 import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -42,6 +43,8 @@ class Prediction(NamedTuple):
     classes: the C class names.
     priors: class -> float32 [2, h, w] in [-1, 1] over the picture; empty for models without one.
     correlations: class -> one float32 [h_l, w_l] over the picture a stage, finest first.
+    presence: class -> how likely the picture shows it, 0 to 1; empty for models that cannot tell.
+    absent: the classes not found, whose presence is below the threshold; none is in the mask.
     """
 
     mask: np.ndarray
@@ -49,6 +52,13 @@ class Prediction(NamedTuple):
     classes: tuple[str, ...]
     priors: dict[str, np.ndarray]
     correlations: dict[str, list[np.ndarray]]
+    presence: Mapping[str, float] = MappingProxyType({})
+    absent: tuple[str, ...] = ()
+
+    @property
+    def not_found(self) -> tuple[int, ...]:
+        """The labels of the absent classes."""
+        return tuple(self.classes.index(name) + 1 for name in self.absent)
 
 
 class Predictor:

@@ -174,15 +174,24 @@ class Segmented(NamedTuple):
 
     def at(self, threshold: float | None) -> np.ndarray:
         """The labels at a threshold; None is the model's own decision."""
-        return self.labels if threshold is None else labels_at(self.scores, threshold)
+        return (
+            self.labels
+            if threshold is None
+            else labels_at(self.scores, threshold, self.result.not_found)
+        )
 
     def caption(self, labels: np.ndarray) -> str:
         """Class and share first: there is little room on a telephone."""
         shares = (
-            f"{name} · {_percent(np.count_nonzero(labels == number) / labels.size)}"
+            f"{name} · {self._share(name, np.count_nonzero(labels == number) / labels.size)}"
             for number, name in enumerate(self.result.classes, start=1)
         )
         return f"{', '.join(shares)} ({Path(self.path).name})"
+
+    def _share(self, name: str, share: float) -> str:
+        if name in self.result.absent:
+            return f"not found ({100 * self.result.presence[name]:.0f} % likely)"
+        return _percent(share)
 
 
 class Session:
@@ -335,7 +344,8 @@ class Session:
         for each in self.shown:
             image = load_picture(each.path)
             probabilities = read_probabilities(files, each.name, each.result)
-            mask = labels_at(class_scores(probabilities), threshold)
+            scores = class_scores(probabilities)
+            mask = labels_at(scores, threshold, each.result.not_found)
             result = each.result._replace(mask=mask, probabilities=probabilities)
             write_mask(files, each.name, image, result)
             summaries.append(summarise(Path(Path(each.path).name), result))

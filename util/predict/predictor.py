@@ -9,8 +9,9 @@ result.mask            uint8 [H, W], 0 = background, 1.. = predictor.classes in 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,25 +19,35 @@ from torch import Tensor
 
 from model.fewshot import FewShotModel, Output, join_shots
 from model.layers import size_of
+from model.presence import describe, look_at
 from util.config import Config
 from util.data.transform import normalise, restore, val_transform
 from util.evaluate import AMP
 from util.predict.base import Prediction, Predictor
 from util.runtime.errors import FewShotError, told_of
 from util.weights.identity import Use
-from util.weights.load import load_model, weight_file
+from util.weights.load import (
+    SHIPPED_HEAD,
+    load_model,
+    presence_in,
+    shipped,
+    weight_file,
+)
 
 if TYPE_CHECKING:
     from util.predict.base import Picture
 
 
-def strongest(odds: Tensor) -> Tensor:
+def strongest(odds: Tensor, without: Collection[int] = ()) -> Tensor:
     """Index of the largest of [C, H, W] along C, the first of equals: uint8 [H, W].
 
-    The same as argmax, which is many times slower along a first dimension.
+    The same as argmax, which is many times slower along a first dimension. ``without``: of these
+    none is taken.
     """
     best, index = odds[0].clone(), torch.zeros_like(odds[0], dtype=torch.uint8)
     for number in range(1, len(odds)):
+        if number in without:
+            continue
         index.masked_fill_(odds[number] > best, number)
         torch.maximum(best, odds[number], out=best)
     return index
@@ -46,6 +57,13 @@ def softmax_(odds: Tensor) -> Tensor:
     """Softmax of [C, H, W] along C, in place: pictures of many megapixels need the room."""
     odds.sub_(odds.amax(dim=0)).exp_()
     return odds.div_(odds.sum(dim=0))
+
+
+class _Support(NamedTuple):
+    """A support prepared for matching, and its object as presence describes it."""
+
+    encoding: Any
+    description: Tensor | None
 
 
 class FewShotPredictor(Predictor):
@@ -61,6 +79,9 @@ class FewShotPredictor(Predictor):
         device: 'cpu', 'cuda', 'cuda:1', ...; None takes a GPU when there is one.
         output: 'final', or 'meta' for the prediction without the base learner. The base learner
             suppresses the classes that it was trained on: use 'meta' to look for one of those.
+        presence: what tells whether a picture shows a class at all (``python -m util.presence``).
+        least_presence: below it a class is not found; None: the threshold fitted with it, 0: every
+            class is looked for whatever the picture shows, as published.
     """
 
     def __init__(
@@ -69,6 +90,8 @@ class FewShotPredictor(Predictor):
         cfg: Config,
         device: str | torch.device | None = None,
         output: str = "final",
+        presence: Any = None,
+        least_presence: float | None = None,
     ) -> None:
         _expect(Config, cfg, "cfg is what load_config returns")
         super().__init__(val_transform(cfg), cfg.ann_type, output)
@@ -81,6 +104,11 @@ class FewShotPredictor(Predictor):
         self.model = model.to(self.device).eval()
         self.model.derive()
         self.cfg = cfg
+        self._encoder: Any = getattr(model, "encoder", None)
+        self.presence: Any = None if presence is None else presence.to(self.device)
+        self.least_presence = least_presence
+        if presence is not None and least_presence is None:
+            self.least_presence = float(presence.threshold)
 
     @classmethod
     def from_config(
@@ -89,8 +117,9 @@ class FewShotPredictor(Predictor):
         weight: str | Path | None = None,
         device: str | torch.device | None = None,
         output: str = "final",
+        least_presence: float | None = None,
     ) -> FewShotPredictor:
-        """Build the model of ``cfg`` and load its weights.
+        """Build the model of ``cfg`` and load its weights, and what tells presence with them.
 
         Args:
             weight: a checkpoint of this project or in the released layout; None takes the one
@@ -101,8 +130,20 @@ class FewShotPredictor(Predictor):
         """
         _expect(Config, cfg, "cfg is what load_config returns")
         _expect(str | Path | None, weight, "weight is the path of a checkpoint")
-        model = load_model(cfg, weight_file(cfg, weight), use=Use.PREDICTION)
-        return cls(model, cfg, device, output)
+        file = weight_file(cfg, weight)
+        model = load_model(cfg, file, use=Use.PREDICTION)
+        return cls(model, cfg, device, output, presence_in(file), least_presence)
+
+    @classmethod
+    def shipped(
+        cls, device: str | torch.device | None = None, least_presence: float | None = None
+    ) -> FewShotPredictor:
+        """The model for photographs that comes with the project, ready for supports.
+
+        Raises:
+            FewShotError: the package that carries its encoder is not installed.
+        """
+        return cls.from_config(*shipped(), device, SHIPPED_HEAD, least_presence)
 
     def predict(self, image: Picture) -> Prediction:
         """Segment one picture with all classes at once.
@@ -124,10 +165,14 @@ class FewShotPredictor(Predictor):
         with torch.inference_mode(), self._precision():
             query = self.model.prepare_query(self.model.encode_query(tensor))
             odds = torch.zeros(1 + len(self._supports), *size, device=self.device)
-            priors, correlations = {}, {}
+            priors, correlations, presence = {}, {}, {}
             for number, (name, supports) in enumerate(self._supports.items(), start=1):
-                joined = join_shots([supports])
+                joined = join_shots([[support.encoding for support in supports]])
                 out = self.model.match(query, joined, size_of(tensor))
+                if self.presence is not None:
+                    look = look_at(self._encoder, tensor, query.f4, out)
+                    known = torch.stack([support.description for support in supports])
+                    presence[name] = float(self.presence(look, known))
                 logits = restore(self._logits(out), content, size)[0]
                 torch.sub(logits[1], logits[0], out=odds[number])
                 if not odds[number].isfinite().all():
@@ -138,18 +183,26 @@ class FewShotPredictor(Predictor):
                 if out.prior is not None:
                     priors[name] = self._over_picture(out.prior[0], content)
                 correlations[name] = [self._over_picture(c[0], content) for c in out.correlations]
-            mask = strongest(odds).cpu().numpy()
+            absent = tuple(n for n, value in presence.items() if value < (self.least_presence or 0))
+            without = [number for number, name in enumerate(self.classes, 1) if name in absent]
+            mask = strongest(odds, without).cpu().numpy()
             probabilities = softmax_(odds).cpu().numpy()
-        return Prediction(mask, probabilities, self.classes, priors, correlations)
+        return Prediction(mask, probabilities, self.classes, priors, correlations, presence, absent)
 
     def _encode(self, image: np.ndarray, mask: np.ndarray) -> Any:
         mask_tensor = torch.from_numpy(mask)[None]
         if not self.model.host_masks:
             mask_tensor = mask_tensor.to(self.device)
         with torch.inference_mode(), self._precision():
-            encoding = self.model.encode_support(self._tensor(image), mask_tensor)
+            tensor = self._tensor(image)
+            encoding = self.model.encode_support(tensor, mask_tensor)
             encoding = self.model.prepare_support(encoding)
-        return encoding
+            description = None
+            if self.presence is not None:
+                region = (mask_tensor == 1).to(self.device)
+                whole = self._encoder(tensor)[2]
+                description = describe(self._encoder, tensor, region, whole)
+        return _Support(encoding, description)
 
     def _tensor(self, image: np.ndarray) -> Tensor:
         return normalise(image)[None].to(self.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 
@@ -19,17 +21,20 @@ def class_scores(probabilities: np.ndarray) -> np.ndarray:
     return scores
 
 
-def labels_at(scores: np.ndarray, threshold: float) -> np.ndarray:
+def labels_at(scores: np.ndarray, threshold: float, without: Collection[int] = ()) -> np.ndarray:
     """The surest class where its score is above the threshold, else 0: uint8 [H, W].
 
     At 0.5 this is the model's own decision, up to rounding where a score is 0.5.
 
     Args:
         scores: of :func:`class_scores`.
+        without: labels that no pixel gets (``Prediction.not_found``).
     """
     best = np.full(scores.shape[1:], threshold, scores.dtype)
     labels = np.zeros(scores.shape[1:], np.uint8)
     for number, score in enumerate(scores, start=1):
+        if number in without:
+            continue
         above = score > best
         labels[above] = number
         best[above] = score[above]

@@ -18,7 +18,9 @@ from util.runtime.files import file_name
 
 
 def summarise(path: Path, result: Prediction) -> dict[str, Any]:
-    """What the JSON says of one picture: per class its area, its box and how sure the model is."""
+    """What the JSON says of one picture: per class its area, its box, how sure the model is of it,
+    and how likely the picture shows it.
+    """
     classes = {}
     for number, name in enumerate(result.classes, start=1):
         found = result.mask == number
@@ -29,6 +31,8 @@ def summarise(path: Path, result: Prediction) -> dict[str, Any]:
             box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
             entry["box"] = [int(value) for value in box]
             entry["probability"] = float(result.probabilities[number][found].mean())
+        if name in result.presence:
+            entry |= {"presence": result.presence[name], "found": name not in result.absent}
         classes[name] = entry
     height, width = result.mask.shape
     return {"file": str(path), "height": height, "width": width, "classes": classes}

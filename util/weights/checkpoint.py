@@ -19,6 +19,7 @@ from util.runtime.errors import FewShotError
 from util.weights.layouts import LAYOUTS, Layout
 
 OWN_LAYOUT = "this project"
+PRESENCE = "presence"  # entry of a weight file beside its weights (util.presence)
 # Parts that a configuration can leave out, and those of stage 1 that HSNet has no use for; weights
 # for them are passed over then.
 OPTIONAL_PARTS = ("base_learner", "ensemble", "head")

@@ -19,11 +19,18 @@ from model.fewshot import FewShotModel
 from util.config import config_from_dict
 from util.runtime.errors import FewShotError
 from util.runtime.files import refuse_input, write_atomically
-from util.weights.checkpoint import load_weights, read_checkpoint, serialise
+from util.weights.checkpoint import PRESENCE, load_weights, read_checkpoint, serialise
 from util.weights.fingerprint import fingerprint
 
 FORMAT = "fewshot-learned-1"
-KEPT = ("arch", "config", "fold", "seen", "versions")  # of the checkpoint: what its weights are
+KEPT = (
+    "arch",
+    "config",
+    "fold",
+    "seen",
+    "versions",
+    PRESENCE,
+)  # of the checkpoint: what its weights are
 
 
 def export(

@@ -9,14 +9,18 @@ from typing import Any
 
 from model import build_model
 from model.fewshot import FewShotModel
+from model.presence import Presence
 from util.config import Config, config_from_dict, load_config
 from util.runtime.errors import FewShotError, told_of
-from util.weights.checkpoint import load_weights, read_checkpoint, trained_shot
+from util.weights.checkpoint import PRESENCE, load_weights, read_checkpoint, trained_shot
 from util.weights.export import FORMAT as EXPORT
 from util.weights.export import load_learned
 from util.weights.identity import Use, check, origin_of
 from util.weights.pretrained import load_pretrained
 
+SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "photos.pth"
+# Held-out classes of photographs are segmented best without the base learner (docs/photos.md).
+SHIPPED_HEAD = "meta"
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +43,7 @@ def model_of(
     """Configuration and weight file for what a command line names; at least one of the two.
 
     Without ``config`` the one kept in the checkpoint is taken; without ``weight`` the checkpoint
-    that ``test.py`` would take.
+    that ``test.py`` would take. :func:`shipped` is for what a command line does not name.
     """
     if config is not None:
         cfg = load_config(config, overrides)
@@ -51,6 +55,37 @@ def model_of(
         raise FewShotError(f"weight file {weight} holds no configuration: give --config too")
     cfg = config_from_dict(content["config"], str(weight), overrides)
     return cfg, Path(weight)
+
+
+def presence_in(weight: str | Path) -> Presence | None:
+    """What tells with these weights whether a picture shows a class; None where nothing does.
+
+    Raises FewShotError when it is damaged.
+    """
+    state = read_checkpoint(weight).get(PRESENCE)
+    if state is None:
+        return None
+    try:
+        presence = Presence(state["centre"].shape[1])
+        presence.load_state_dict(state)
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+        raise FewShotError(f"weight file {weight}: its part {PRESENCE} is damaged") from error
+    return presence
+
+
+def shipped(overrides: Sequence[Any] = ()) -> tuple[Config, Path]:
+    """Configuration and weight file of the model for photographs that ships (docs/photos.md).
+
+    It computes in float32: the bf16 that it was trained in is slow on processors without it.
+    """
+    return model_of(None, SHIPPED, ["amp", "off", *overrides])
+
+
+def knows_shapes_only(cfg: Config) -> str | None:
+    """What to say before a model of generated pictures is asked about photographs."""
+    if cfg.data_set != "demo":
+        return None
+    return "note: this model was trained on generated shapes only; photographs are strange to it"
 
 
 def load_model(

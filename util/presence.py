@@ -1,0 +1,228 @@
+"""What tells whether a picture shows a class: fitted on base classes, measured on novel ones.
+
+    python -m util.presence fit --config FILE [--weight FILE]      goes into the weight file
+    python -m util.presence measure --config FILE [--weight FILE]  [--output FILE.json]
+
+``fit`` looks at pictures of the training list and its classes only. ``measure`` asks about the
+held-out classes, on validation pictures with and without the class in equal number.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from model.presence import EVIDENCE, Look, Presence
+from util.config import add_config_arguments
+from util.data.index import FoldIndex, build_index
+from util.data.transform import read_image, read_pair
+from util.predict.predictor import FewShotPredictor, Prediction
+from util.runtime.errors import FewShotError, run
+from util.runtime.files import expanded, refuse_input, user_path, write_atomically, write_json
+from util.weights.checkpoint import PRESENCE, read_checkpoint, serialise
+from util.weights.identity import Use
+from util.weights.load import load_model, model_of, presence_in
+
+PICTURES = 400
+CALLED_EMPTY = 0.05  # of the pictures that show the class, in fitting
+SHRINK = 1.0  # of the within-class covariance towards the sphere, in units of its mean variance
+RIDGE = 1e-2
+NEWTON = 30  # steps: far more than it needs
+
+
+class Pair(NamedTuple):
+    """A question: does the query (its place in the list) show the support's class?"""
+
+    support: int
+    query: int
+    class_id: int
+    shown: bool
+
+
+def draw_pairs(
+    index: FoldIndex, classes: Sequence[int], among: Iterable[int], count: int, seed: int
+) -> list[Pair]:
+    """``count`` questions whose answer is yes and, with the same supports, as many where it is no.
+
+    Classes take turns; supports and queries are drawn evenly, those without the class from
+    ``among``. Raises FewShotError where nothing can be asked.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    shows = {c: set(index.per_class[c]) for c in classes if len(index.per_class[c]) > 1}
+    others = {c: [p for p in among if c not in index.present.get(p, ())] for c in shows}
+    if not shows or not all(others.values()):
+        raise FewShotError(f"{index.source}: no class has two pictures, or one is on all of them")
+    pairs = []
+    for number in range(count):
+        class_id = list(shows)[number % len(shows)]
+        support, query = rng.choice(sorted(shows[class_id]), 2, replace=False)
+        pairs.append(Pair(int(support), int(query), class_id, True))
+        query = rng.choice(others[class_id])
+        pairs.append(Pair(int(support), int(query), class_id, False))
+    return pairs
+
+
+def auroc(scores: np.ndarray, shown: np.ndarray) -> float:
+    """How often a picture with the class scores above one without; ties count half."""
+    _, ranks, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    middle = (np.cumsum(counts) - (counts - 1) / 2)[ranks]
+    yes, no = shown.sum(), (~shown).sum()
+    return float((middle[shown].sum() - yes * (yes + 1) / 2) / (yes * no))
+
+
+class _Recorder(torch.nn.Module):
+    """In the place of :class:`Presence`: keeps what it would be asked about."""
+
+    threshold = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Any, Tensor]] = []
+
+    def forward(self, look: Any, supports: Tensor) -> float:
+        self.asked.append((look, supports))
+        return 1.0
+
+
+def ask(
+    predictor: FewShotPredictor, index: FoldIndex, pairs: list[Pair]
+) -> Iterator[tuple[Pair, Prediction]]:
+    """Each question with the prediction that answers it."""
+    last = None
+    for pair in tqdm(pairs, desc="questions", unit="picture"):
+        if (pair.support, pair.class_id) != last:
+            predictor.reset()
+            image, mask = read_pair(*index.pairs[pair.support], binary=index.binary)
+            try:
+                predictor.add_support(image, mask, label=index.label(pair.class_id))
+            except FewShotError:  # an object that vanishes at the network's size
+                last = None
+                continue
+            last = (pair.support, pair.class_id)
+        yield pair, predictor.predict(read_image(index.pairs[pair.query].image))
+
+
+@torch.inference_mode()
+def fit(predictor: FewShotPredictor, count: int) -> Presence:
+    """A new :class:`Presence`, from ``count`` pictures with a base class and as many without it."""
+    cfg = predictor.cfg
+    index = build_index(cfg, "train")
+    recorder = _Recorder()
+    predictor.presence = recorder
+    pairs = draw_pairs(index, cfg.fold.classes("train"), index.entries, count, cfg.manual_seed)
+    asked = [pair for pair, _ in ask(predictor, index, pairs)]
+    looks = [Look(*(tensor.float().cpu() for tensor in look)) for look, _ in recorder.asked]
+    supports = [known.float().cpu() for _, known in recorder.asked]
+    classes = torch.tensor([pair.class_id for pair in asked])
+    shown = torch.tensor([pair.shown for pair in asked])
+
+    presence = Presence(predictor.model.encoder.channels[2])
+    _whiten(presence, torch.cat(supports).double(), classes)
+    pairs_of = list(zip(looks, supports, strict=True))
+    evidence = torch.stack([presence.evidence(*pair) for pair in pairs_of])
+    _regress(presence, evidence, shown)
+    likely = torch.stack([presence(*pair) for pair in pairs_of])
+    presence.threshold.copy_(likely[shown].quantile(CALLED_EMPTY))
+    return presence
+
+
+def _whiten(presence: Presence, descriptions: Tensor, classes: Tensor) -> None:
+    """Centre and whitening from descriptions [N, 2, C] of objects of known classes [N]."""
+    presence.centre.copy_(descriptions.mean(0))
+    within = torch.cat(
+        [own - own.mean(0) for c in classes.unique() if len(own := descriptions[classes == c])]
+    )
+    for kind in range(2):
+        covariance = within[:, kind].T @ within[:, kind] / len(within)
+        ridge = SHRINK * covariance.diagonal().mean() * torch.eye(len(covariance))
+        values, vectors = torch.linalg.eigh(covariance + ridge)
+        presence.whitening[kind].copy_(vectors / values.sqrt())
+
+
+def _regress(presence: Presence, evidence: Tensor, shown: Tensor) -> None:
+    """Logistic regression of ``shown`` [N] on evidence [N, 6], by Newton's method."""
+    presence.mean.copy_(evidence.mean(0))
+    presence.deviation.copy_(evidence.std(0).clamp(min=1e-6))
+    standard = ((evidence - presence.mean) / presence.deviation).double()
+    inputs = torch.cat([standard, torch.ones_like(standard[:, :1])], dim=1)
+    ridge = RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
+    weight = torch.zeros(inputs.shape[1], dtype=torch.float64)
+    for _ in range(NEWTON):
+        likely = (inputs @ weight).sigmoid()
+        slope = inputs.T @ (likely - shown.double()) / len(inputs) + ridge @ weight
+        bend = (inputs * (likely * (1 - likely))[:, None]).T @ inputs / len(inputs) + ridge
+        weight -= torch.linalg.solve(bend, slope)
+    presence.weight.copy_(weight[:-1])
+    presence.bias.copy_(weight[-1])
+
+
+def measure(predictor: FewShotPredictor, count: int, seed: int) -> dict[str, Any]:
+    """How well presence tells ``count`` validation pictures with a held-out class from as many
+    without it, and what it does to the masks."""
+    cfg = predictor.cfg
+    index = build_index(cfg, "test")
+    everything = range(len(index.pairs))
+    pairs = draw_pairs(index, cfg.fold.classes("test"), everything, count, seed)
+    rows = []
+    for pair, result in ask(predictor, index, pairs):
+        painted = np.mean(result.probabilities[1] > 0.5), np.mean(result.mask > 0)
+        rows.append((pair.shown, result.presence["object"], bool(result.absent), *painted))
+    shown, likely, absent, without, painted = map(np.array, zip(*rows, strict=True))
+    return {
+        "dataset": cfg.data_set,
+        "split": cfg.split,
+        "pictures": len(rows),
+        "threshold": predictor.least_presence,
+        "auroc": auroc(likely, shown),
+        "called_empty": float(absent[shown].mean()),
+        "painted_where_absent": float(painted[~shown].mean()),
+        "painted_where_absent_as_published": float(without[~shown].mean()),
+        "painted_where_shown": float(painted[shown].mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m util.presence", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("command", choices=("fit", "measure"))
+    add_config_arguments(parser, required=False)
+    parser.add_argument(
+        "--weight", type=expanded, metavar="FILE", help="default: the run's best.pth"
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=PICTURES, metavar="N", help=f"with the class ({PICTURES})"
+    )
+    parser.add_argument("--output", type=user_path, metavar="FILE.json", help="measure: where to")
+    args = parser.parse_args()
+    cfg, weight = model_of(args.config, args.weight, args.opts)
+    if args.pictures < 2:
+        raise FewShotError(f"--pictures must be 2 or more, not {args.pictures}")
+    use = Use.EVALUATION if args.command == "measure" else Use.PREDICTION
+    model = load_model(cfg, weight, use=use)
+    if args.command == "fit":
+        content = read_checkpoint(weight)
+        presence = fit(FewShotPredictor(model, cfg, presence=_Recorder()), args.pictures)
+        write_atomically(weight, serialise(content | {PRESENCE: presence.state_dict()}))
+        weights = ", ".join(f"{n} {w:.2f}" for n, w in zip(EVIDENCE, presence.weight, strict=True))
+        print(f"{weight} tells presence now: {weights}; threshold {presence.threshold:.3f}")
+        return
+    presence = presence_in(weight)
+    if presence is None:
+        raise FewShotError(f"weight file {weight} cannot tell presence: fit it first")
+    refuse_input(args.output, weight) if args.output else None
+    found = measure(FewShotPredictor(model, cfg, presence=presence), args.pictures, cfg.manual_seed)
+    if args.output:
+        write_json(args.output, found)
+    for name, value in found.items():
+        print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    run(main)
