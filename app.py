@@ -38,7 +38,7 @@ from util.predict.sketch import Sketch
 from util.predict.supports import JSON, is_annotation
 from util.runtime.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
 from util.runtime.files import expanded
-from util.weights.load import SHIPPED_HEAD, knows_shapes_only, model_of, shipped
+from util.weights.load import knows_shapes_only, model_for_pictures
 
 __all__ = ["fit_canvas", "load_picture"]  # scripts of users take them from here
 MAX_FILE = "20mb"
@@ -380,12 +380,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     check_machine(options.port)
-    named = options.config or options.weight
-    if named:
-        cfg, weight = model_of(options.config, options.weight, options.opts)
-    else:
-        cfg, weight = shipped(options.opts)
-    head = options.head or ("final" if named else SHIPPED_HEAD)
+    cfg, weight, head = model_for_pictures(
+        options.config, options.weight, options.head, options.opts
+    )
     if note := knows_shapes_only(cfg):
         print(note, file=sys.stderr)
     folder = Path(tempfile.mkdtemp(prefix="fewshot-app-"))

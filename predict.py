@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from util.predict.threshold import class_scores, labels_at
 from util.predict.writing import summarise, write_results
 from util.runtime.errors import FewShotError, Interrupted, run
 from util.runtime.files import expanded, write_json
-from util.weights.load import SHIPPED_HEAD, knows_shapes_only, model_of, shipped
+from util.weights.load import knows_shapes_only, model_for_pictures
 
 # -------------------------------------------------------------------------- what is done already
 
@@ -107,26 +107,19 @@ def predict_all(
     }
 
 
-def presence(text: str) -> float:
-    """A number from 0 to 1 as the command line names it."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise FewShotError(f"--presence {text}: a presence lies between 0 and 1")
-    return value
+def between_0_and_1(option: str, what: str, ends: bool) -> Callable[[str], float]:
+    """Reads a number of the command line; ``ends``: whether it may be 0 or 1."""
 
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not (0 <= value <= 1 if ends else 0 < value < 1):
+            raise FewShotError(f"{option} {text}: a {what} lies between 0 and 1")
+        return value
 
-def share(text: str) -> float:
-    """A number between 0 and 1 as the command line names it."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise FewShotError(f"--threshold {text}: a threshold lies between 0 and 1")
-    return value
+    return read
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -180,13 +173,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--threshold",
-        type=share,
+        type=between_0_and_1("--threshold", "threshold", ends=False),
         metavar="T",
         help="probability above which a pixel counts, between 0 and 1; default: the model decides",
     )
     parser.add_argument(
         "--presence",
-        type=presence,
+        type=between_0_and_1("--presence", "presence", ends=True),
         metavar="P",
         help="how likely a picture must show a class for it to be painted, 0 to 1; default: fitted "
         "with the model, 0 paints always",
@@ -200,12 +193,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    named = options.config or options.weight
-    if named:
-        cfg, weight = model_of(options.config, options.weight, options.opts)
-    else:
-        cfg, weight = shipped(options.opts)
-    head = options.head or ("final" if named else SHIPPED_HEAD)
+    cfg, weight, head = model_for_pictures(
+        options.config, options.weight, options.head, options.opts
+    )
     read = cache(annotation_file)
     supports: list[Support] = []
     for path in options.supports:

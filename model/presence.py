@@ -57,7 +57,11 @@ class Presence(nn.Module):
 
     def forward(self, look: Look, supports: Tensor) -> Tensor:
         """A probability, see :meth:`evidence`."""
-        standard = (self.evidence(look, supports) - self.mean) / self.deviation
+        return self.probability(self.evidence(look, supports))
+
+    def probability(self, evidence: Tensor) -> Tensor:
+        """Evidence [..., 6] -> [...]."""
+        standard = (evidence - self.mean) / self.deviation
         return (standard @ self.weight + self.bias).sigmoid()
 
     def _place(self, descriptions: Tensor) -> Tensor:

@@ -31,14 +31,15 @@ class Requirements:
     """What a configuration must know of a method: ``requirements`` of its class.
 
     optimizer: the default one; base_learner: the architecture that stage 1 trains for it; is_base:
-    whether it is such a one; options: which it reads of the keys that not every method reads, None
-    for all; fits: whether it can take pictures with sides of so many pixels, as far as this is
-    known before it is built.
+    whether it is such a one; joint_batch: whether its paper counts the batch of all GPUs together;
+    options: which it reads of the keys that not every method reads, None for all; fits: whether it
+    can take pictures with sides of so many pixels, as far as this is known before it is built.
     """
 
     optimizer: str = "adamw"
     base_learner: str | None = None
     is_base: bool = False
+    joint_batch: bool = False
     options: tuple[str, ...] | None = None
     fits: Callable[[Settings, int], bool] = _any_size
 
@@ -76,6 +77,7 @@ REQUIREMENTS = {
     ),
     "HSNet": Requirements(
         optimizer="adam",
+        joint_batch=True,
         options=("mask_support", "kernel4d", "hyper_layers", "pyramid", "backbone_lr"),
         fits=_fits_hsnet,
     ),

@@ -27,7 +27,7 @@ from util.runtime.errors import FewShotError, run
 from util.runtime.files import expanded, refuse_input, user_path, write_atomically, write_json
 from util.weights.checkpoint import PRESENCE, read_checkpoint, serialise
 from util.weights.identity import Use
-from util.weights.load import load_model, model_of, presence_in
+from util.weights.load import load_model, model_of, presence_of
 
 PICTURES = 400
 CALLED_EMPTY = 0.05  # of the pictures that show the class, in fitting
@@ -76,16 +76,13 @@ def auroc(scores: np.ndarray, shown: np.ndarray) -> float:
     return float((middle[shown].sum() - yes * (yes + 1) / 2) / (yes * no))
 
 
-class _Recorder(torch.nn.Module):
+class _Recorder:
     """In the place of :class:`Presence`: keeps what it would be asked about."""
 
-    threshold = 0.0
-
     def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[tuple[Any, Tensor]] = []
+        self.asked: list[tuple[Look, Tensor]] = []
 
-    def forward(self, look: Any, supports: Tensor) -> float:
+    def __call__(self, look: Look, supports: Tensor) -> float:
         self.asked.append((look, supports))
         return 1.0
 
@@ -113,8 +110,7 @@ def fit(predictor: FewShotPredictor, count: int) -> Presence:
     """A new :class:`Presence`, from ``count`` pictures with a base class and as many without it."""
     cfg = predictor.cfg
     index = build_index(cfg, "train")
-    recorder = _Recorder()
-    predictor.presence = recorder
+    recorder = predictor.presence = _Recorder()
     pairs = draw_pairs(index, cfg.fold.classes("train"), index.entries, count, cfg.manual_seed)
     asked = [pair for pair, _ in ask(predictor, index, pairs)]
     looks = [Look(*(tensor.float().cpu() for tensor in look)) for look, _ in recorder.asked]
@@ -124,20 +120,18 @@ def fit(predictor: FewShotPredictor, count: int) -> Presence:
 
     presence = Presence(predictor.model.encoder.channels[2])
     _whiten(presence, torch.cat(supports).double(), classes)
-    pairs_of = list(zip(looks, supports, strict=True))
-    evidence = torch.stack([presence.evidence(*pair) for pair in pairs_of])
+    evidence = torch.stack(list(map(presence.evidence, looks, supports)))
     _regress(presence, evidence, shown)
-    likely = torch.stack([presence(*pair) for pair in pairs_of])
-    presence.threshold.copy_(likely[shown].quantile(CALLED_EMPTY))
+    likely = presence.probability(evidence[shown])
+    presence.threshold.copy_(likely.quantile(CALLED_EMPTY))
     return presence
 
 
 def _whiten(presence: Presence, descriptions: Tensor, classes: Tensor) -> None:
     """Centre and whitening from descriptions [N, 2, C] of objects of known classes [N]."""
     presence.centre.copy_(descriptions.mean(0))
-    within = torch.cat(
-        [own - own.mean(0) for c in classes.unique() if len(own := descriptions[classes == c])]
-    )
+    each = [descriptions[classes == class_id] for class_id in classes.unique()]
+    within = torch.cat([own - own.mean(0) for own in each])
     for kind in range(2):
         covariance = within[:, kind].T @ within[:, kind] / len(within)
         ridge = SHRINK * covariance.diagonal().mean() * torch.eye(len(covariance))
@@ -204,19 +198,20 @@ def main() -> None:
     cfg, weight = model_of(args.config, args.weight, args.opts)
     if args.pictures < 2:
         raise FewShotError(f"--pictures must be 2 or more, not {args.pictures}")
+    if args.output:
+        refuse_input(args.output, weight)
     use = Use.EVALUATION if args.command == "measure" else Use.PREDICTION
-    model = load_model(cfg, weight, use=use)
+    content = read_checkpoint(weight)
+    model = load_model(cfg, weight, use=use, content=content)
     if args.command == "fit":
-        content = read_checkpoint(weight)
-        presence = fit(FewShotPredictor(model, cfg, presence=_Recorder()), args.pictures)
+        presence = fit(FewShotPredictor(model, cfg), args.pictures)
         write_atomically(weight, serialise(content | {PRESENCE: presence.state_dict()}))
         weights = ", ".join(f"{n} {w:.2f}" for n, w in zip(EVIDENCE, presence.weight, strict=True))
         print(f"{weight} tells presence now: {weights}; threshold {presence.threshold:.3f}")
         return
-    presence = presence_in(weight)
+    presence = presence_of(content, weight)
     if presence is None:
         raise FewShotError(f"weight file {weight} cannot tell presence: fit it first")
-    refuse_input(args.output, weight) if args.output else None
     found = measure(FewShotPredictor(model, cfg, presence=presence), args.pictures, cfg.manual_seed)
     if args.output:
         write_json(args.output, found)

@@ -15,8 +15,8 @@ from util.predict.predictor import strongest
 from util.predict.threshold import labels_at
 from util.presence import _regress, _whiten, auroc, draw_pairs
 from util.runtime.errors import FewShotError
-from util.weights.checkpoint import PRESENCE, serialise
-from util.weights.load import SHIPPED, knows_shapes_only, presence_in, shipped
+from util.weights.checkpoint import PRESENCE, read_checkpoint, serialise
+from util.weights.load import SHIPPED, knows_shapes_only, presence_of, shipped
 
 
 def test_auroc_by_hand():
@@ -96,7 +96,7 @@ def test_a_damaged_presence_is_named(tmp_path):
     path = tmp_path / "w.pth"
     path.write_bytes(serialise({PRESENCE: {"centre": torch.zeros(2, 3)}}))
     with pytest.raises(FewShotError, match=r"w\.pth.*presence is damaged"):
-        presence_in(path)
+        presence_of(read_checkpoint(path), path)
 
 
 def test_shipped_model_on_photographs():

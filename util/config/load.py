@@ -19,11 +19,20 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from model.registry import ARCHITECTURES, requirements
-from util.config import schema
 from util.config.folds import Fold, fold_of, given_splits, split_count
 from util.config.keys import BadValue, plain, show
 from util.config.parse import YAML_ERRORS, first_line, parse
-from util.config.schema import FOREIGN_SECTIONS, IGNORED, KEYS, SECTIONS, Settings
+from util.config.schema import (
+    FOREIGN_SECTIONS,
+    IGNORED,
+    KEYS,
+    SECTIONS,
+    Data,
+    Evaluate,
+    Method,
+    Settings,
+    Train,
+)
 from util.runtime.errors import FewShotError
 from util.runtime.files import expanded
 
@@ -40,10 +49,10 @@ class Config(Settings):
     foreign keys that were ignored, for the log.
     """
 
-    DATA: schema.Data
-    TRAIN: schema.Train
-    EVALUATE: schema.Evaluate
-    Method: schema.Method
+    DATA: Data
+    TRAIN: Train
+    EVALUATE: Evaluate
+    Method: Method
     source: str
     notes: tuple[str, ...]
     _values: dict[str, Any]

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from model.fewshot import FewShotModel
+from util.config import Config
 from util.evaluate.partial import Partial, files_state
 from util.evaluate.plan import (
     Job,
@@ -39,6 +40,14 @@ from util.runtime.errors import FewShotError, Interrupted, told_of
 from util.weights.fingerprint import fingerprint
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision(cfg: Config, device: torch.device) -> torch.autocast:
+    """Around what a model computes on ``device``: the precision that ``cfg.amp`` asks for."""
+    dtype = AMP[cfg.amp]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 SAME_COUNTS = ("workers", "cache_gb", "exp_root", "weight")  # options that counts don't depend on
 
 
@@ -106,7 +115,7 @@ class Evaluator(Setting):
         model.derive()
         failure = None
         try:
-            with torch.inference_mode(), self._precision():
+            with torch.inference_mode(), precision(self.cfg, self.device):
                 total = sum(len(job.tasks) for job in jobs)
                 bar = tqdm(
                     total=total,
@@ -159,10 +168,6 @@ class Evaluator(Setting):
             not_asked=[self.index.names[c] for c in missing],
             left_out=list(sampler.dropped),
         )
-
-    def _precision(self) -> torch.autocast:
-        dtype = AMP[self.cfg.amp]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _agree(self, failure: FewShotError | None) -> None:
         """All processes go on, or all stop; nobody waits for one that failed."""

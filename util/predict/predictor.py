@@ -22,17 +22,12 @@ from model.layers import size_of
 from model.presence import describe, look_at
 from util.config import Config
 from util.data.transform import normalise, restore, val_transform
-from util.evaluate import AMP
+from util.evaluate import precision
 from util.predict.base import Prediction, Predictor
 from util.runtime.errors import FewShotError, told_of
+from util.weights.checkpoint import read_checkpoint
 from util.weights.identity import Use
-from util.weights.load import (
-    SHIPPED_HEAD,
-    load_model,
-    presence_in,
-    shipped,
-    weight_file,
-)
+from util.weights.load import SHIPPED_HEAD, load_model, presence_of, shipped, weight_file
 
 if TYPE_CHECKING:
     from util.predict.base import Picture
@@ -131,8 +126,9 @@ class FewShotPredictor(Predictor):
         _expect(Config, cfg, "cfg is what load_config returns")
         _expect(str | Path | None, weight, "weight is the path of a checkpoint")
         file = weight_file(cfg, weight)
-        model = load_model(cfg, file, use=Use.PREDICTION)
-        return cls(model, cfg, device, output, presence_in(file), least_presence)
+        content = read_checkpoint(file)
+        model = load_model(cfg, file, use=Use.PREDICTION, content=content)
+        return cls(model, cfg, device, output, presence_of(content, file), least_presence)
 
     @classmethod
     def shipped(
@@ -162,7 +158,7 @@ class FewShotPredictor(Predictor):
         size = pixels.shape[:2]
         tensor = self._tensor(self._fit(pixels)[0])
         content = self._fit.content(*size)
-        with torch.inference_mode(), self._precision():
+        with torch.inference_mode(), precision(self.cfg, self.device):
             query = self.model.prepare_query(self.model.encode_query(tensor))
             odds = torch.zeros(1 + len(self._supports), *size, device=self.device)
             priors, correlations, presence = {}, {}, {}
@@ -193,7 +189,7 @@ class FewShotPredictor(Predictor):
         mask_tensor = torch.from_numpy(mask)[None]
         if not self.model.host_masks:
             mask_tensor = mask_tensor.to(self.device)
-        with torch.inference_mode(), self._precision():
+        with torch.inference_mode(), precision(self.cfg, self.device):
             tensor = self._tensor(image)
             encoding = self.model.encode_support(tensor, mask_tensor)
             encoding = self.model.prepare_support(encoding)
@@ -212,10 +208,6 @@ class FewShotPredictor(Predictor):
 
     def _over_picture(self, values: Tensor, content: tuple[int, int]) -> np.ndarray:
         return self._on_picture(values.float().cpu().numpy(), content)
-
-    def _precision(self) -> torch.autocast:
-        dtype = AMP[self.cfg.amp]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _device(name: str | torch.device | None) -> torch.device:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from util.config.load import nearest
 from util.report.tables import markdown_table
 from util.reproduce.cells import Cell, cells_of, free_options, in_small
-from util.reproduce.steps import result_of
+from util.reproduce.steps import costs_in, result_of
 from util.reproduce.tables import COSTS, Column, Row, Table, table_of
 from util.runtime.errors import FewShotError, one_line
 from util.runtime.files import user_path, write_atomically
@@ -113,10 +112,7 @@ def measured(table: Table, cells: Sequence[Cell]) -> dict[str, Values]:
 
 
 def _costs(cell: Cell) -> Values:
-    try:
-        found = json.loads(cell.cost.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    found = costs_in(cell.cost) or {}
     numbers = {name: found.get(name) for name in COSTS}
     return {Column(name): n for name, n in numbers.items() if isinstance(n, (int, float))}
 
@@ -255,10 +251,7 @@ def notes_of(table: Table, cells: Sequence[Cell], whole: Table, data: str | None
 
 
 def _machine(cell: Cell) -> str:
-    try:
-        return str(json.loads(cell.cost.read_text(encoding="utf-8")).get("machine", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+    return str((costs_in(cell.cost) or {}).get("machine", ""))
 
 
 def draw(name: str, options: argparse.Namespace) -> None:

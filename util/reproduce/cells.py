@@ -176,8 +176,8 @@ def configuration(pattern: str, fold: int, data: str | None) -> tuple[str, Optio
     found = PATTERN.fullmatch(pattern)
     assert found is not None
     if data is None:
-        return _place(Path(pattern.format(fold=fold))), ()
-    folder = Path(_place(Path(data) if os.sep in data else Path("config", data)))
+        return place(Path(pattern.format(fold=fold))), ()
+    folder = Path(place(Path(data) if os.sep in data else Path("config", data)))
     stem, suffix = f"{folder.name}_split{fold}_", found["suffix"]
     same = folder / f"{stem}{found['backbone']}{suffix}.yaml"
     if same.is_file():
@@ -200,7 +200,7 @@ def _suffix(path: Path, stem: str) -> str:
     return next((end for end in ("_hsnet", "_base") if rest.endswith(end)), "")
 
 
-def _place(path: Path) -> str:
+def place(path: Path) -> str:
     """A path of the project, from its root where the working folder is another."""
     return str(path if path.exists() or path.is_absolute() else ROOT / path)
 

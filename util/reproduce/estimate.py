@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from model import build_model
 from model.fewshot import FewShotModel, split_shots, total
 from model.layers import size_of
+from model.registry import requirements
 from util.config import Config
 from util.config.schema import ROLES
 from util.data.sources import find_pairs
-from util.evaluate import AMP
+from util.evaluate import precision
 from util.reproduce.steps import Step
 from util.runtime.errors import FewShotError
 
@@ -62,7 +63,7 @@ class Estimator:
         iterations = min(cfg.max_iterations or cfg.epochs * steps, cfg.epochs * steps)
         validations = max(1, iterations // steps) if cfg.evaluate else 0
         seconds = iterations * self._of("step", cfg) * cfg.batch_size * cfg.accumulate
-        if cfg.arch == "PSPNet":
+        if requirements(cfg.arch).is_base:
             return seconds + validations * validated * self._of("encode", cfg)
         # What depends on the frozen encoder is kept from one validation to the next.
         first = self.evaluation(cfg, cfg.episodes, validated)
@@ -98,7 +99,7 @@ class Estimator:
             return {key: self._step(model, cfg, side)}
         model.eval()
         image = torch.randn(1, 3, side, side, device=self.device)
-        with torch.inference_mode(), self._precision(cfg):
+        with torch.inference_mode(), precision(cfg, self.device):
             if not isinstance(model, FewShotModel):
                 return {key: self._seconds_of(partial(model, image))}
             model.derive()
@@ -137,13 +138,9 @@ class Estimator:
         return self._seconds_of(lambda: self._backward(cfg, losses))
 
     def _backward(self, cfg: Config, losses: Callable[[], Any]) -> None:
-        with self._precision(cfg):
+        with precision(cfg, self.device):
             terms = losses()
         total(terms).backward()
-
-    def _precision(self, cfg: Config) -> torch.autocast:
-        dtype = AMP[cfg.amp]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _seconds_of(self, function: Callable[[], object]) -> float:
         """Of the second of two calls."""

@@ -22,8 +22,8 @@ from util.config import Config, config_from_dict
 from util.config.schema import KEYS
 from util.evaluate.result import settings
 from util.report.tables import read_result
-from util.reproduce.cells import FREE, Cell, Setting
-from util.reproduce.tables import COSTS, ROOT, Table
+from util.reproduce.cells import FREE, Cell, Setting, place
+from util.reproduce.tables import COSTS, Table
 from util.runtime.errors import FewShotError
 from util.weights.checkpoint import read_checkpoint
 
@@ -110,7 +110,7 @@ def _training(
     output = setting.cfg.exp_dir() / "last.pth"
     complete = partial(trained, setting.cfg, output)
     setting, launcher = _spread(setting, gpus)
-    command = (*launcher, _script(script), "--resume", "auto", *setting.arguments)
+    command = (*launcher, place(Path(script)), "--resume", "auto", *setting.arguments)
     return Step(kind, about, command, output, needs, complete, setting)
 
 
@@ -118,7 +118,7 @@ def _evaluation(cell: Cell, needs: Path, gpus: int | None) -> Step:
     setting = cell.test
     output = [] if cell.result.name == "result.json" else ["--output", str(cell.result)]
     launcher = _launcher(gpus or 1)
-    command = (*launcher, _script("test.py"), *output, *setting.arguments)
+    command = (*launcher, place(Path("test.py")), *output, *setting.arguments)
     title = f"{cell.row.name}, {cell.shot} shot, fold {cell.fold}"
     complete = partial(has_result, setting.cfg, cell.result)
     return Step("test", title, command, cell.result, (needs,), complete, setting)
@@ -127,7 +127,10 @@ def _evaluation(cell: Cell, needs: Path, gpus: int | None) -> Step:
 def _measure(cell: Cell) -> Step:
     output = ("--output", str(cell.cost))
     command = ("-m", "benchmark.cost", *output, *cell.train.arguments)
-    complete = partial(_is_json, cell.cost)
+
+    def complete() -> bool:
+        return costs_in(cell.cost) is not None
+
     return Step("measure", cell.row.name, command, cell.cost, (), complete, cell.train)
 
 
@@ -160,10 +163,6 @@ def _figure(table: Table, cells: Sequence[Cell], picture: Path) -> Step:
     return Step("draw", table.title, command, picture, needs, picture.is_file)
 
 
-def _script(name: str) -> str:
-    return name if Path(name).exists() else str(ROOT / name)
-
-
 def _launcher(processes: int) -> tuple[str, ...]:
     """torchrun in front of a script, where there are several processes."""
     if processes == 1:
@@ -174,7 +173,8 @@ def _launcher(processes: int) -> tuple[str, ...]:
 def total_batch(cfg: Config) -> bool:
     """Whether the batch of a configuration file is that of all GPUs together (stage 1, HSNet), and
     not that of each, as the papers count it."""
-    return requirements(cfg.arch).is_base or cfg.arch == "HSNet"
+    needs = requirements(cfg.arch)
+    return needs.is_base or needs.joint_batch
 
 
 def _spread(setting: Setting, gpus: int | None) -> tuple[Setting, tuple[str, ...]]:
@@ -263,9 +263,10 @@ def result_of(cfg: Config, path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _is_json(path: Path) -> bool:
+def costs_in(path: Path) -> dict[str, Any] | None:
+    """What ``benchmark.cost`` wrote; None where it has not."""
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return True
+        return None
+    return found if isinstance(found, dict) else None

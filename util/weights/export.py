@@ -23,14 +23,8 @@ from util.weights.checkpoint import PRESENCE, load_weights, read_checkpoint, ser
 from util.weights.fingerprint import fingerprint
 
 FORMAT = "fewshot-learned-1"
-KEPT = (
-    "arch",
-    "config",
-    "fold",
-    "seen",
-    "versions",
-    PRESENCE,
-)  # of the checkpoint: what its weights are
+# Of the checkpoint: what its weights are, and what was fitted to them.
+KEPT = ("arch", "config", "fold", "seen", "versions", PRESENCE)
 
 
 def export(

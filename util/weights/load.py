@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,12 @@ def model_of(
     return cfg, Path(weight)
 
 
-def presence_in(weight: str | Path) -> Presence | None:
+def presence_of(content: Mapping[str, Any], weight: str | Path) -> Presence | None:
     """What tells with these weights whether a picture shows a class; None where nothing does.
 
-    Raises FewShotError when it is damaged.
+    content: of the weight file. Raises FewShotError, naming ``weight``, when it is damaged.
     """
-    state = read_checkpoint(weight).get(PRESENCE)
+    state = content.get(PRESENCE)
     if state is None:
         return None
     try:
@@ -81,6 +81,20 @@ def shipped(overrides: Sequence[Any] = ()) -> tuple[Config, Path]:
     return model_of(None, SHIPPED, ["amp", "off", *overrides])
 
 
+def model_for_pictures(
+    config: str | Path | None,
+    weight: str | Path | None,
+    head: str | None,
+    overrides: Sequence[Any] = (),
+) -> tuple[Config, Path, str]:
+    """Configuration, weight file and head for what a command line about pictures of one's own
+    names: the model that ships where it names none, with the head that is best for it.
+    """
+    if config or weight:
+        return *model_of(config, weight, overrides), head or "final"
+    return *shipped(overrides), head or SHIPPED_HEAD
+
+
 def knows_shapes_only(cfg: Config) -> str | None:
     """What to say before a model of generated pictures is asked about photographs."""
     if cfg.data_set != "demo":
@@ -93,9 +107,11 @@ def load_model(
     weight: str | Path,
     say: Callable[[str], object] | None = _log.warning,
     use: Use = Use.EVALUATION,
+    content: Mapping[str, Any] | None = None,
 ) -> FewShotModel:
     """The model of ``cfg`` in evaluation mode with every weight from the file, or, for an export
     of the learned part, from the file and ``base_weight`` (over the encoder: ``pretrained``).
+    content: of the file, where it was read before.
 
     It takes any number of supports: the K-shot reweighting network is built for the number that
     it was trained with, and any other number counts alike. ``say`` is told when that is so for
@@ -103,7 +119,7 @@ def load_model(
     when the file does not fit, was trained with other options or on classes that ``cfg`` holds
     out, or when ``cfg`` is about a base learner.
     """
-    content = read_checkpoint(weight)
+    content = content or read_checkpoint(weight)
     label = f"weight file {weight}"
     exported = content.get("format") == EXPORT
     origin = origin_of(content, label)
