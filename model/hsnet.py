@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from model.conv4d import KERNELS
 from model.fewshot import FewShotModel, Loss, Output, map_tensors, segmentation_loss
-from model.hsnet_backbone import STRIDES, ResNetTaps, VGGTaps, build_backbone
+from model.hsnet_backbone import ResNetTaps, VGGTaps, build_backbone
 from model.hypercorrelation import Support, hypercorrelation, object_weight, resized_mask
 from model.layers import align, size_of
-from model.registry import REQUIREMENTS, of_one_size, squeezed
+from model.registry import REQUIREMENTS, STRIDES, of_one_size, squeezed
 
 if TYPE_CHECKING:
+    from model.timm_encoder import TimmTaps
     from util.config import Config
 
 GROUPS = 4  # of every GroupNorm
@@ -109,7 +110,7 @@ class HSNet(FewShotModel):
 
     def __init__(
         self,
-        encoder: ResNetTaps | VGGTaps,
+        encoder: ResNetTaps | VGGTaps | TimmTaps,
         pyramid: tuple[int, ...] = STRIDES,
         hyper_layers: str = "all",
         kernel4d: str = "center_pivot",
@@ -265,12 +266,16 @@ class HSNet(FewShotModel):
 
 
 def vote(logits: list[Tensor]) -> Tensor:
-    """Decision of K predictions [B, 2, H, W] as scores 0 and 1, [B, 2, H, W].
+    """Decision of K predictions [B, 2, H, W] as scores 0 and 1, [B, 2, H, W]."""
+    return decided(torch.stack([shot.argmax(1) for shot in logits]).sum(0)).to(logits[0].dtype)
+
+
+def decided(votes: Tensor) -> Tensor:
+    """How many of K predictions say object, [B, H, W] -> scores 0 and 1, float32 [B, 2, H, W].
 
     A pixel's votes are divided by the largest number of votes in its picture (at least 1); it is
     object where that is 0.5 or more.
     """
-    votes = torch.stack([shot.argmax(1) for shot in logits]).sum(0)
     most = votes.flatten(1).amax(1).clamp(min=1)[:, None, None]
-    decision = (2 * votes >= most).to(logits[0].dtype)
+    decision = (2 * votes >= most).float()
     return torch.stack([1 - decision, decision], dim=1)

@@ -1,4 +1,5 @@
-"""Backbones of HSNet: every residual block of three stages (ResNet), or seven layers of VGG-16.
+"""Backbones of HSNet: every residual block of three stages (ResNet), or seven layers of VGG-16; of
+timm's networks, the last layer of each stride (:mod:`model.timm_encoder`).
 
 Unlike the encoders of ``model/encoder.py`` nothing is dilated (output stride 32), and a feature is
 taken after each bottleneck's residual addition, before the ReLU that follows it. The features of a
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.encoder import VGG16_PARTS, BasicBlock, Bottleneck
+from model.encoder import TIMM, VGG16_PARTS, BasicBlock, Bottleneck
 from model.layers import ConvNorm, Modules
+from model.registry import STRIDES
 
 if TYPE_CHECKING:
+    from model.timm_encoder import TimmTaps
     from util.config import Config
-
-STRIDES = (8, 16, 32)
 
 
 class ResNetTaps(nn.Module):
@@ -135,8 +136,13 @@ BACKBONES = {
 }
 
 
-def build_backbone(cfg: Config) -> ResNetTaps | VGGTaps:
-    """Backbone named by ``backbone``, with ``stem`` and ``width``."""
+def build_backbone(cfg: Config) -> ResNetTaps | VGGTaps | TimmTaps:
+    """Backbone named by ``backbone``, with ``stem`` and ``width``, which timm's have not."""
+    if cfg.backbone.startswith(TIMM):
+        from model.timm_encoder import TimmTaps  # its import takes a second
+
+        return TimmTaps(cfg.backbone.removeprefix(TIMM))
     if cfg.backbone not in BACKBONES:
-        raise ValueError(f"backbone {cfg.backbone!r} is not one of {', '.join(BACKBONES)}")
+        known = ", ".join([*BACKBONES, f"{TIMM}<name>"])
+        raise ValueError(f"backbone {cfg.backbone!r} is not one of {known}")
     return BACKBONES[cfg.backbone](cfg.stem, cfg.width)

@@ -44,6 +44,9 @@ class Requirements:
     fits: Callable[[Settings, int], bool] = _any_size
 
 
+STRIDES = (8, 16, 32)  # of the features that HSNet can correlate
+
+
 def squeezed(grids: Mapping[int, int]) -> dict[int, int]:
     """Sides of HSNet's support grids, stride -> side, behind its squeezing blocks: these divide a
     grid of stride s by 256 / s in all, rounding up."""

@@ -1,12 +1,14 @@
 """Any model of timm as a feature pyramid, its last three levels: ``backbone: timm/<name>``.
 
-Convolutional networks keep stride 16 where they can dilate instead; transformers give their last
-levels at one stride, for pictures of any size where they can.
+For HDMNet and its base learner convolutional networks keep stride 16 where they can dilate instead;
+transformers give their last levels at one stride, for pictures of any size where they can. HSNet
+takes networks whose last levels have strides 8, 16 and 32.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import timm
@@ -15,11 +17,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from model.layers import Encoder, Features, align, size_of
+from model.registry import STRIDES
 
 HEAD_WIDTH = 512  # at most
 # Each family of timm takes some of these; the first that a model takes are its own.
 OPTIONS: tuple[dict[str, Any], ...] = (
-    {"output_stride": 16},
+    {"output_stride": None},
     {"dynamic_img_size": True, "dynamic_img_pad": True},
     {"strict_img_size": False},
 )
@@ -30,8 +33,8 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 INPUT = {"tf_efficientnet_lite": (127 / 255, 128 / 255)}
 
 
-def create(name: str, pretrained: bool = False) -> nn.Module:
-    """timm's model ``name`` as its last three feature maps.
+def create(name: str, pretrained: bool = False, stride: int = 16) -> nn.Module:
+    """timm's model ``name`` as its last three feature maps, the last of ``stride`` where it can.
 
     Raises ValueError where timm has no such model, or no features of it.
     """
@@ -41,8 +44,11 @@ def create(name: str, pretrained: bool = False) -> nn.Module:
         "out_indices": (-3, -2, -1),
     }
     for options in OPTIONS:
+        given: dict[str, Any] = {
+            key: stride if value is None else value for key, value in options.items()
+        }
         try:
-            return timm.create_model(name, **common, **options)
+            return timm.create_model(name, **common, **given)
         except (TypeError, NotImplementedError):  # an option that this family has not
             continue
         except RuntimeError as error:
@@ -56,8 +62,8 @@ def create(name: str, pretrained: bool = False) -> nn.Module:
         raise ValueError(f"backbone timm/{name} gives no feature maps ({error})") from error
 
 
-class TimmEncoder(Encoder):
-    """f2, f3, f4: the last three levels, f2 and f4 resized to f3 with align_corners=True.
+class Levels(nn.Module):
+    """The last three feature maps of timm's model ``name``, each at its own stride.
 
     Pictures come with the mean and deviation of ImageNet; ``mean`` and ``std`` (RGB, of values in
     0..1) are those that the network was trained with, to which they are turned.
@@ -67,12 +73,10 @@ class TimmEncoder(Encoder):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stride: int) -> None:
         super().__init__()
-        self.net = create(name).to(memory_format=torch.channels_last)
-        self.channels = tuple(self.net.feature_info.channels())
-        self.reduction = self.net.feature_info.reduction()[1]
-        self.head_width = min(HEAD_WIDTH, 1 << (self.channels[2].bit_length() - 1))
+        self.net = create(name, stride=stride).to(memory_format=torch.channels_last)
+        self.strides = tuple(self.net.feature_info.reduction())
         given = next((own for family, own in INPUT.items() if name.startswith(family)), None)
         default = self.net.pretrained_cfg
         self.mean, self.std = (
@@ -86,11 +90,49 @@ class TimmEncoder(Encoder):
         self.register_buffer("scale", scale[:, None, None], persistent=False)
         self.register_buffer("shift", shift[:, None, None], persistent=False)
 
-    def forward(self, image: Tensor) -> Features:
-        """image [B, 3, H, W], normalised."""
+    def levels(self, image: Tensor) -> list[Tensor]:
+        """image [B, 3, H, W], normalised -> three maps [B, C, h, w]."""
         image = image * self.scale + self.shift
         maps = self.net(image.contiguous(memory_format=torch.channels_last))
         if getattr(self.net, "output_fmt", None) == "NHWC":
             maps = [x.permute(0, 3, 1, 2) for x in maps]
+        return maps
+
+
+class TimmEncoder(Levels, Encoder):
+    """f2, f3, f4: the last three levels, f2 and f4 resized to f3 with align_corners=True."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, stride=16)
+        self.channels = tuple(self.net.feature_info.channels())
+        self.reduction = self.strides[1]
+        self.head_width = min(HEAD_WIDTH, 1 << (self.channels[2].bit_length() - 1))
+
+    def forward(self, image: Tensor) -> Features:
+        """image [B, 3, H, W], normalised."""
+        maps = self.levels(image)
         size = size_of(maps[1])
         return Features(*(align(x, size).contiguous() for x in maps))
+
+
+class TimmTaps(Levels):
+    """HSNet's backbone: one tap a stride. Raises ValueError for a network of other strides."""
+
+    layers = 1, 1, 1
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, stride=STRIDES[-1])
+        if self.strides != STRIDES:
+            raise ValueError(
+                f"HSNet needs features at strides {', '.join(map(str, STRIDES))}; backbone "
+                f"timm/{name} has them at {', '.join(map(str, self.strides))}"
+            )
+
+    @staticmethod
+    def grids(size: int) -> tuple[int, ...]:
+        """Rows (columns) at strides 8, 16 and 32 for an input of ``size`` rows (columns)."""
+        return tuple(-(-size // stride) for stride in STRIDES)
+
+    def forward(self, image: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """image [B, 3, H, W], normalised -> one after another (group 0 to 2, tap [B, C, h, w])."""
+        yield from enumerate(x.contiguous() for x in self.levels(image))

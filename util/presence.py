@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.layers import Encoder
 from model.presence import EVIDENCE, Look, Presence
 from util.config import add_config_arguments
 from util.data.index import FoldIndex, build_index
@@ -203,6 +204,8 @@ def main() -> None:
     use = Use.EVALUATION if args.command == "measure" else Use.PREDICTION
     content = read_checkpoint(weight)
     model = load_model(cfg, weight, use=use, content=content)
+    if not isinstance(getattr(model, "encoder", None), Encoder):
+        raise FewShotError(f"{cfg.source}: {cfg.arch} cannot tell presence, HDMNet can")
     if args.command == "fit":
         presence = fit(FewShotPredictor(model, cfg), args.pictures)
         write_atomically(weight, serialise(content | {PRESENCE: presence.state_dict()}))

@@ -33,6 +33,21 @@ def test_both_forms_agree(backbone, shot):
     assert_twins_agree(fast, textbook, episode((113, 97), 2, shot, 5, 0.1, torch.float64))
 
 
+HSNET = {"arch": "HSNet", "pyramid": (8, 16, 32), "hyper_layers": "all", "base_weight": None}
+
+
+def test_hsnet_takes_the_last_level_of_each_stride():
+    options = {**HSNET, "backbone": "timm/mobilenetv2_035", "kernel4d": "center_pivot"}
+    fast, textbook = twins(1, **options)
+    data = episode((96, 96), 1, 2, 5, 0.1, torch.float64)
+    given = data["query_image"], data["support_images"], data["support_masks"]
+    with torch.no_grad():
+        one, other = (model(*given) for model in (fast, textbook))
+    torch.testing.assert_close(one.final, other.final, rtol=1e-9, atol=1e-9)
+    found = dict(textbook.encoder(torch.randn(1, 3, 97, 64).double()))
+    assert [f.shape[2:] for f in found.values()] == [(13, 8), (7, 4), (4, 2)]
+
+
 def test_what_the_encoder_says_of_itself():
     torch.manual_seed(0)
     encoder = TimmEncoder("resnet18").eval()
@@ -77,8 +92,8 @@ def test_stage_1_and_its_weights_in_stage_2():
     [
         ({"backbone": "timm/no_such_network"}, "no_such_network"),
         ({"backbone": "timm/tiny_vit", "block_relu": False}, "block_relu"),
-        ({"backbone": "timm/tiny_vit", "arch": "HSNet", "pyramid": (8,), "hyper_layers": "all",
-          "kernel4d": "full"}, "timm/tiny_vit"),
+        ({"backbone": "timm/tiny_vit", **HSNET, "kernel4d": "full"},
+         "at strides 8, 16, 32; backbone timm/tiny_vit has them at 16, 16, 16"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_named(changes, words):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from model import build_model
 from model.presence import EVIDENCE, Look, Presence, describe, found_region
+from tests.own_pictures import small_config
 from tests.training_case import ROOT
 from util.data.index import FoldIndex
 from util.predict import FewShotPredictor
@@ -14,6 +18,7 @@ from util.predict.examples import package_examples
 from util.predict.predictor import strongest
 from util.predict.threshold import labels_at
 from util.presence import _regress, _whiten, auroc, draw_pairs
+from util.presence import main as presence_main
 from util.runtime.errors import FewShotError
 from util.weights.checkpoint import PRESENCE, read_checkpoint, serialise
 from util.weights.load import SHIPPED, knows_shapes_only, presence_of, shipped
@@ -97,6 +102,17 @@ def test_a_damaged_presence_is_named(tmp_path):
     path.write_bytes(serialise({PRESENCE: {"centre": torch.zeros(2, 3)}}))
     with pytest.raises(FewShotError, match=r"w\.pth.*presence is damaged"):
         presence_of(read_checkpoint(path), path)
+
+
+def test_a_method_that_cannot_tell_is_named(tmp_path, monkeypatch):
+    cfg = small_config(
+        arch="HSNet", shot=1, base_weight=None, hyper_layers="all", kernel4d="center_pivot"
+    )
+    path = tmp_path / "w.pth"
+    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.to_dict()}, path)
+    monkeypatch.setattr(sys, "argv", ["util.presence", "fit", "--weight", str(path)])
+    with pytest.raises(FewShotError, match="HSNet cannot tell presence, HDMNet can"):
+        presence_main()
 
 
 def test_shipped_model_on_photographs():
