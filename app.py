@@ -38,7 +38,7 @@ from util.predict.sketch import Sketch
 from util.predict.supports import JSON, is_annotation
 from util.runtime.errors import NO_FILES_LEFT, FewShotError, run, too_many_files
 from util.runtime.files import expanded
-from util.weights.load import knows_shapes_only, model_for_pictures
+from util.weights.load import is_shipped, knows_shapes_only, model_for_pictures
 
 __all__ = ["fit_canvas", "load_picture"]  # scripts of users take them from here
 MAX_FILE = "20mb"
@@ -58,14 +58,17 @@ PLACEHOLDER = (
 )
 
 
-def build_page(gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: Path) -> Any:
-    """The page. ``gr`` is the gradio module; ``folder`` takes everything that is written."""
+def build_page(
+    gr: Any, new_predictor: Callable[[], FewShotPredictor], folder: Path, refine: bool = False
+) -> Any:
+    """The page. ``gr`` is the gradio module; ``folder`` takes everything that is written;
+    refine: whether masks get the edges of their pictures."""
 
     progress = gr.Progress()
     examples = package_examples()
 
     def session_of(session: Session | None) -> Session:
-        return session or Session(new_predictor())
+        return session or Session(new_predictor(), refine)
 
     def explained(handler: Callable[..., Any]) -> Callable[..., Any]:
         """``handler``, whose complaints become a message on the page that changes nothing else."""
@@ -372,6 +375,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "default: meta for the model that ships, final for others",
     )
     parser.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        help="move edges to those of the picture (GrabCut); default: for the model that ships",
+    )
+    parser.add_argument(
         "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="settings"
     )
     return parser.parse_args(arguments)
@@ -392,7 +400,8 @@ def main() -> None:
     try:
         gradio = gradio_in(folder)
         shared = FewShotPredictor.from_config(cfg, weight, options.device, head)
-        page = build_page(gradio, shared.without_supports, folder)
+        refine = is_shipped(weight) if options.refine is None else options.refine
+        page = build_page(gradio, shared.without_supports, folder, refine)
         page.launch(
             server_name="127.0.0.1",
             server_port=options.port,

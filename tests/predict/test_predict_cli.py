@@ -17,6 +17,7 @@ import predict
 from tests.own_pictures import ROOT, disc, small_config, untrained, write
 from util.data.transform import read_image
 from util.predict.predictor import FewShotPredictor, Prediction
+from util.predict.refine import refined
 from util.predict.threshold import class_scores, labels_at
 from util.predict.writing import summarise, write_results
 from util.runtime.errors import FewShotError, Interrupted
@@ -257,6 +258,20 @@ def test_a_threshold_of_its_own(monkeypatch, weight, place):
     for text in ("0", "1", "-0.5", "half", "nan"):
         with pytest.raises(FewShotError, match=f"--threshold {text}: a threshold lies between"):
             predict.parse(["--query", "x", "--output", "y", f"--threshold={text}"])
+
+
+def test_edges_of_the_picture_where_asked_for(monkeypatch, weight, place):
+    """By default for the model that ships alone; masks made with and without are not mixed up."""
+    out = place / "out"
+    arguments = ("--supports", place / "supports", "--query", place / "photos/a.jpg",
+                 "--output", out)  # fmt: skip
+    found = {}
+    for words in ((), ("--refine",), ("--no-refine",)):
+        call(monkeypatch, weight, *arguments, *words)
+        found[words] = np.array(Image.open(out / "labels" / "a.png"))
+    assert np.array_equal(found[()], found["--no-refine",])
+    expected = refined(read_image(place / "photos/a.jpg"), found[()])
+    assert np.array_equal(found["--refine",], expected) and (expected != found[()]).any()
 
 
 def test_support_folders(place):

@@ -21,6 +21,7 @@ from util.data.transform import read_image
 from util.draw.overlays import Colour, class_colour, heat_overlay, label_overlay, overlay
 from util.draw.panels import fit
 from util.predict.predictor import FewShotPredictor, Prediction
+from util.predict.refine import refined
 from util.predict.sketch import Sketch
 from util.predict.supports import Support, is_annotation, supports_in
 from util.predict.threshold import class_scores, labels_at
@@ -146,7 +147,7 @@ class Segmented(NamedTuple):
 
     path: the upload. name: of its results. result: the prediction without its large arrays.
     small: the picture, uint8 RGB [h, w, 3] of at most ``CANVAS`` pixels a side.
-    labels: the model's own decision, uint8 [h, w]. scores: float16 [C, h, w], see ``threshold``.
+    labels: at 0.5, uint8 [h, w]. scores: float16 [C, h, w], see ``threshold``.
     maps: the correlation maps.
     """
 
@@ -195,10 +196,14 @@ class Segmented(NamedTuple):
 
 
 class Session:
-    """One visitor's supports and results; the model is shared by all."""
+    """One visitor's supports and results; the model is shared by all.
 
-    def __init__(self, predictor: FewShotPredictor) -> None:
+    refine: whether masks get the edges of their pictures (:mod:`util.predict.refine`).
+    """
+
+    def __init__(self, predictor: FewShotPredictor, refine: bool = False) -> None:
         self.predictor = predictor
+        self.refine = refine
         self.gallery: list[Tile] = []
         self.pictures: list[str] = []  # uploads to be marked; the first one is shown
         self.sketch: Sketch | None = None
@@ -302,6 +307,7 @@ class Session:
                     continue
                 name = f"{number:02d}_{Path(path).stem}"
                 result = self.predictor.predict(image)
+                result = result._replace(mask=self._edges(image, result.mask))
                 write_results(place, name, image, result)
                 summaries.append(summarise(Path(Path(path).name), result))
                 shown.append(Segmented.of(path, name, image, result))
@@ -325,6 +331,8 @@ class Session:
         tiles = []
         for each in self.shown:
             labels, surest = each.at(threshold), each.scores.max(0)
+            if threshold is not None:
+                labels = self._edges(each.small, labels)
             tiles.append((label_overlay(each.small, labels), each.caption(labels)))
             span = f"{surest.min():.2f}–{surest.max():.2f} probability"
             tiles.append((heat_overlay(each.small, surest), span))
@@ -345,11 +353,14 @@ class Session:
             image = load_picture(each.path)
             probabilities = read_probabilities(files, each.name, each.result)
             scores = class_scores(probabilities)
-            mask = labels_at(scores, threshold, each.result.not_found)
+            mask = self._edges(image, labels_at(scores, threshold, each.result.not_found))
             result = each.result._replace(mask=mask, probabilities=probabilities)
             write_mask(files, each.name, image, result)
             summaries.append(summarise(Path(Path(each.path).name), result))
         return self._pack([{**summary, "threshold": threshold} for summary in summaries])
+
+    def _edges(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return refined(image, labels) if self.refine else labels
 
     def _pack(self, summaries: list[dict[str, Any]]) -> Path:
         """The results as a ZIP file beside them."""
