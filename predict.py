@@ -2,6 +2,7 @@
 
     python predict.py --support mug1.jpg mug1.png mug --support desk.jpg box:40,60,200,180 mug \\
         --query photos/ --output out/ [--config FILE] [--weight FILE]
+    python predict.py --onnx DIR ...    the same without PyTorch (docs/onnx.md)
 
 The model for photographs that ships with the project is used unless another one is named.
 
@@ -19,30 +20,34 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from util.data.annotations import annotation_file
-from util.data.transform import read_image
+from util.data.reading import read_image
 from util.predict.files import claim, find_queries, finished, remove_outdated, stamp
-from util.predict.predictor import FewShotPredictor
+from util.predict.refine import refined
 from util.predict.supports import Support, supports_in, supports_named
 from util.predict.threshold import class_scores, labels_at
 from util.predict.writing import summarise, write_results
 from util.runtime.errors import FewShotError, Interrupted, run
 from util.runtime.files import expanded, write_json
-from util.weights.load import knows_shapes_only, model_for_pictures
+
+if TYPE_CHECKING:
+    from util.predict.base import Predictor
 
 # -------------------------------------------------------------------------- what is done already
 
 
-def fingerprint(supports: Sequence[Support], weight: Path, settings: dict[str, Any]) -> str:
+def fingerprint(
+    supports: Sequence[Support], weights: Sequence[Path], settings: dict[str, Any]
+) -> str:
     """Changes whenever results could: weights, supports (their content) and settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in dict.fromkeys((weight, *(f for support in supports for f in support.files()))):
+    for path in dict.fromkeys((*weights, *(f for support in supports for f in support.files()))):
         try:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
@@ -56,15 +61,17 @@ def fingerprint(supports: Sequence[Support], weight: Path, settings: dict[str, A
 
 
 def predict_all(
-    predictor: FewShotPredictor,
+    predictor: Predictor,
     queries: dict[str, Path],
     output: Path,
     run_id: str,
     threshold: float | None = None,
+    refine: bool = False,
 ) -> dict[str, Any]:
     """Predict every query that is not finished; returns the summary over all of them.
 
     threshold: of the masks (:func:`~util.predict.threshold.labels_at`); None: the model decides.
+    refine: whether their edges are those of the picture (:mod:`util.predict.refine`).
 
     A picture that cannot be read is noted under ``failed`` and the others go on.
     """
@@ -83,6 +90,8 @@ def predict_all(
                 scores = class_scores(result.probabilities)
                 mask = labels_at(scores, threshold, result.not_found)
                 result = result._replace(mask=mask)
+            if refine:
+                result = result._replace(mask=refined(image, result.mask))
             files = write_results(output, name, image, result)
             remove_outdated(output, name, files)
             summary = summarise(path, result) | {
@@ -122,6 +131,40 @@ def between_0_and_1(option: str, what: str, ends: bool) -> Callable[[str], float
     return read
 
 
+def model_files(
+    options: argparse.Namespace,
+) -> tuple[list[Path], dict[str, Any], Callable[[], Predictor]]:
+    """The files of the model that is asked for, the settings that are its own, and what loads it.
+
+    PyTorch is imported where it is needed.
+    """
+    if options.onnx is None:
+        from util.predict.predictor import FewShotPredictor
+        from util.weights.load import is_shipped, knows_shapes_only, model_for_pictures
+
+        cfg, weight, head = model_for_pictures(
+            options.config, options.weight, options.head, options.opts
+        )
+        if note := knows_shapes_only(cfg):
+            print(note, file=sys.stderr)
+        settings = {"config": cfg.to_dict(), "head": head, "refine": is_shipped(weight)}
+        if options.presence is not None:
+            settings["presence"] = options.presence
+        load = partial(
+            FewShotPredictor.from_config, cfg, weight, options.device, head, options.presence
+        )
+        return [weight], settings, load
+    from util.predict.onnx import OnnxPredictor
+    from util.weights.onnx_about import QUERY, SUPPORT
+
+    for name in ("config", "weight", "device", "opts", "presence"):
+        if getattr(options, name) not in (None, []):
+            raise FewShotError(f"--onnx takes the model as it was exported, without --{name}")
+    files = [Path(options.onnx) / name for name in (SUPPORT, QUERY)]
+    settings = {"head": options.head, "refine": False}
+    return files, settings, partial(OnnxPredictor, options.onnx, options.head)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,6 +177,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--weight", type=expanded, metavar="FILE", help="checkpoint; default: what test.py takes"
+    )
+    parser.add_argument(
+        "--onnx",
+        type=expanded,
+        metavar="DIR",
+        help="instead of both: what util.export onnx wrote; PyTorch is not needed then",
     )
     parser.add_argument(
         "--support",
@@ -184,6 +233,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="how likely a picture must show a class for it to be painted, 0 to 1; default: fitted "
         "with the model, 0 paints always",
     )
+    parser.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        help="move edges to those of the picture (GrabCut); default: for the model that ships",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU when there is one")
     parser.add_argument(
         "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="settings"
@@ -193,9 +247,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    cfg, weight, head = model_for_pictures(
-        options.config, options.weight, options.head, options.opts
-    )
+    weights, settings, load = model_files(options)
     read = cache(annotation_file)
     supports: list[Support] = []
     for path in options.supports:
@@ -211,23 +263,22 @@ def main() -> None:
     queries, passed_over = find_queries(options.query, output)
     if passed_over:
         print(f"results, not queries: {', '.join(map(str, passed_over))}", file=sys.stderr)
-    settings = {"config": cfg.to_dict(), "head": head}
-    if options.presence is not None:
-        settings["presence"] = options.presence
     if options.threshold is not None:
         settings["threshold"] = options.threshold
-    run_id = fingerprint(supports, weight, settings)
+    if options.refine is not None:
+        settings["refine"] = options.refine
+    run_id = fingerprint(supports, weights, settings)
     held = claim(output, queries, run_id)
 
-    predictor = FewShotPredictor.from_config(cfg, weight, options.device, head, options.presence)
-    if note := knows_shapes_only(cfg):
-        print(note, file=sys.stderr)
+    predictor = load()
     for support in tqdm(supports, desc="supports", unit="picture"):
         predictor.add_support(
             support.image, class_name=support.class_name, **support.annotation(read)
         )
     try:
-        summary = predict_all(predictor, queries, output, run_id, options.threshold)
+        summary = predict_all(
+            predictor, queries, output, run_id, options.threshold, settings["refine"]
+        )
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on where it stopped") from None
     write_json(output / "summary.json", summary)

@@ -1,6 +1,6 @@
 """``make bench``: measure, print a table, write benchmark/RESULTS.md and benchmark/results.json.
 
-python -m benchmark [--only episode training protocol growth loader hsnet] [--device cuda]
+python -m benchmark [--only episode training protocol growth loader hsnet onnx] [--device cuda]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmark.protocol import loader, protocol
 from util.runtime.memory import keep_freed_memory
 
 FOLDER = Path(__file__).parent
-SECTIONS = ("episode", "training", "protocol", "growth", "loader", "hsnet")
+SECTIONS = ("episode", "training", "protocol", "growth", "loader", "hsnet", "onnx")
 TITLES = {
     "episode": "One episode (evaluation), HDMNet ResNet-50, object share 8 %",
     "training": "One training step, HDMNet ResNet-50, 1 shot",
@@ -28,6 +28,7 @@ TITLES = {
     "growth": "Growth with resolution and shots",
     "loader": "Input pipeline",
     "hsnet": "HSNet ResNet-50, one training step at 400², batch 1",
+    "onnx": "A prediction without PyTorch: HDMNet EfficientNet-Lite0, 321², a picture of 640 × 480",
 }
 
 
@@ -70,6 +71,10 @@ def measure(section: str, device: torch.device, results: dict) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         if section == "protocol":
             return [protocol(Path(folder), device)]
+        if section == "onnx":
+            from benchmark.onnx import predictors
+
+            return predictors(Path(folder))
         steps = results.get("training", {}).get("rows", [])
         one = {r["size"]: r["ms"] for r in steps if r["batch"] == 1 and r["form"] == "fast float32"}
         return loader(Path(folder), one)

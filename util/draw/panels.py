@@ -37,25 +37,30 @@ def iou(prediction: Array, mask: Array) -> float:
     return int((found & true).sum()) / union if union else math.nan
 
 
-def _font_file() -> str:
-    # DejaVu Sans comes with matplotlib and also writes accented, Greek and Cyrillic class names.
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-
-
 @lru_cache(maxsize=8)
-def font(points: int) -> ImageFont.FreeTypeFont:
-    """The letters that every picture is written with."""
-    return ImageFont.truetype(_font_file(), points)
+def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The letters that every picture is written with.
+
+    DejaVu Sans comes with matplotlib and also writes accented, Greek and Cyrillic class names;
+    where that is not installed (requirements-onnx.txt), Pillow's own have to do.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        return ImageFont.load_default(points)
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), points)
 
 
-@lru_cache(maxsize=1)
-def _drawable() -> frozenset[int]:
-    """Code points that the font has a shape for."""
-    from matplotlib.ft2font import FT2Font
+@lru_cache(maxsize=4096)
+def _shape(letter: str) -> bytes:
+    """What the font draws: the same for every letter that it has not."""
+    return bytes(font(16).getmask(letter))
 
-    return frozenset(FT2Font(_font_file()).get_charmap())
+
+def _drawable(letter: str) -> bool:
+    """Whether the font has a shape for a letter."""
+    return letter == " " or (any(_shape(letter)) and _shape(letter) != _shape("\uffff"))
 
 
 def plain(text: object, longest: int = 1000) -> str:
@@ -64,9 +69,7 @@ def plain(text: object, longest: int = 1000) -> str:
     Letters that the font has no shape for become their escape (``\\u68a8``), which tells two names
     apart where empty boxes would not; more than ``longest`` letters end in ….
     """
-    shown = "".join(
-        c if ord(c) in _drawable() else ascii(c)[1:-1] for c in one_line(text)[: longest + 1]
-    )
+    shown = "".join(c if _drawable(c) else ascii(c)[1:-1] for c in one_line(text)[: longest + 1])
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 

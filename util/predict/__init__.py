@@ -13,10 +13,21 @@ from util.data.shapes import box_mask, polygon_mask
 from util.predict.base import Prediction
 
 if TYPE_CHECKING:
+    from util.predict.onnx import OnnxPredictor
     from util.predict.predictor import FewShotPredictor
 
-__all__ = ["FewShotPredictor", "Prediction", "binary_mask", "box_mask", "polygon_mask"]
-LATER = {"FewShotPredictor": "util.predict.predictor:FewShotPredictor"}
+__all__ = [
+    "FewShotPredictor",
+    "OnnxPredictor",
+    "Prediction",
+    "binary_mask",
+    "box_mask",
+    "polygon_mask",
+]
+LATER = {
+    "FewShotPredictor": "util.predict.predictor:FewShotPredictor",
+    "OnnxPredictor": "util.predict.onnx:OnnxPredictor",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -211,6 +211,14 @@ class Predictor:
         return values[..., : kept[0], : kept[1]]
 
 
+def not_finite(class_name: str) -> FewShotError:
+    """What is said when a network's output for a class is no number."""
+    return FewShotError(
+        f"the model's output for class '{class_name}' is not finite; the weights are damaged, or "
+        "amp: fp16 overflows"
+    )
+
+
 def _label(label: Any, mask: Any) -> int | None:
     """The value of a labelled mask that the caller asks for, checked."""
     if label is None:

@@ -23,7 +23,7 @@ from model.presence import describe, look_at
 from util.config import Config
 from util.data.transform import normalise, restore, val_transform
 from util.evaluate import precision
-from util.predict.base import Prediction, Predictor
+from util.predict.base import Prediction, Predictor, not_finite
 from util.runtime.errors import FewShotError, told_of
 from util.weights.checkpoint import read_checkpoint
 from util.weights.identity import Use
@@ -172,10 +172,7 @@ class FewShotPredictor(Predictor):
                 logits = restore(self._logits(out), content, size)[0]
                 torch.sub(logits[1], logits[0], out=odds[number])
                 if not odds[number].isfinite().all():
-                    raise FewShotError(
-                        f"the model's output for class '{name}' is not finite; the weights are "
-                        "damaged, or amp: fp16 overflows"
-                    )
+                    raise not_finite(name)
                 if out.prior is not None:
                     priors[name] = self._over_picture(out.prior[0], content)
                 correlations[name] = [self._over_picture(c[0], content) for c in out.correlations]

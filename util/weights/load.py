@@ -81,6 +81,11 @@ def shipped(overrides: Sequence[Any] = ()) -> tuple[Config, Path]:
     return model_of(None, SHIPPED, ["amp", "off", *overrides])
 
 
+def is_shipped(weight: Path) -> bool:
+    """Whether a weight file is that of the model that ships."""
+    return weight.resolve() == SHIPPED
+
+
 def model_for_pictures(
     config: str | Path | None,
     weight: str | Path | None,
@@ -90,9 +95,8 @@ def model_for_pictures(
     """Configuration, weight file and head for what a command line about pictures of one's own
     names: the model that ships where it names none, with the head that is best for it.
     """
-    if config or weight:
-        return *model_of(config, weight, overrides), head or "final"
-    return *shipped(overrides), head or SHIPPED_HEAD
+    cfg, file = model_of(config, weight, overrides) if config or weight else shipped(overrides)
+    return cfg, file, head or (SHIPPED_HEAD if is_shipped(file) else "final")
 
 
 def knows_shapes_only(cfg: Config) -> str | None:

@@ -1,0 +1,194 @@
+"""Both halves of a model as ONNX files: the same numbers for any size and number of supports."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.ensemble import Ensemble
+from model.hsnet import HSNet
+from tests.models import build, episode
+from tests.own_pictures import disc, small_config, untrained
+from util.export import main as export_main
+from util.runtime.errors import FewShotError
+from util.weights import onnx as halves
+from util.weights.onnx_about import QUERY, SUPPORT, about
+from util.weights.onnx_forms import average, exportable, factor, same
+
+ort = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+MODELS = {
+    "hdmnet resnet": dict(shot=5, stages=2),
+    "hdmnet vgg": dict(backbone="vgg16", ensemble=False, matching="attention", stages=1),
+    "hdmnet timm": dict(backbone="timm/tf_efficientnet_lite0", stages=1),
+    "hsnet resnet": dict(arch="HSNet", stem="7x7", pyramid=(16, 32), hyper_layers="deep",
+                         kernel4d="center_pivot"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request):
+    """A textbook model, and sessions of its two halves."""
+    model = build(compute="textbook", **MODELS[request.param])
+    with torch.no_grad():
+        graphs = halves._graphs(exportable(model))
+    sessions = {n: ort.InferenceSession(g.SerializeToString()) for n, g in graphs.items()}
+    return model, sessions[SUPPORT], sessions[QUERY]
+
+
+@pytest.mark.parametrize(("size", "batch", "shot"), [((129, 97), 1, 1), ((96, 160), 2, 5)])
+def test_onnxruntime_computes_what_the_model_computes(case, size, batch, shot):
+    model, support, query = case
+    data = episode(size, batch=batch, shot=shot)
+    masks = data["support_masks"]
+    masks[0, -1] = shot == 1 or 0  # of several supports, one without the object; else it is full
+    masks[..., :5] = 255
+    with torch.no_grad():
+        out = model(data["query_image"], data["support_images"], masks)
+    held = [each.name for each in support.get_outputs()]
+    images, flat = data["support_images"].flatten(0, 1).numpy(), masks.flatten(0, 1).numpy()
+    encoded = support.run(held, {"image": images, "mask": flat})
+    given = {n: e.reshape(batch, shot, *e.shape[1:]) for n, e in zip(held, encoded, strict=True)}
+    given |= {"image": data["query_image"].numpy(), "picture": np.arange(batch)}
+    for (name, value), found in zip(
+        halves.outputs(out).items(), query.run(None, given), strict=True
+    ):
+        assert found.shape == value.shape
+        assert halves.apart(value.numpy(), found) < 1e-4, name
+
+
+def test_one_picture_against_several_sets_of_supports(case):
+    model, support, query = case
+    data = episode((96, 96), batch=3)
+    held = [each.name for each in support.get_outputs()]
+    images, masks = data["support_images"][:, 0].numpy(), data["support_masks"][:, 0].numpy()
+    encoded = support.run(held, {"image": images, "mask": masks})
+    given = {name: each[:, None] for name, each in zip(held, encoded, strict=True)}
+    image = data["query_image"][:2].numpy()
+    picture = np.array([1, 1, 0])
+    together = query.run(["final"], {**given, "image": image, "picture": picture})[0]
+    with torch.no_grad():
+        out = model(data["query_image"][picture], data["support_images"], data["support_masks"])
+    assert halves.apart(out.final.numpy(), together) < 1e-4
+
+
+# ------------------------------------------------------------------------------- forms of steps
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 7))
+def test_pooling_as_products(height, width, bins):
+    x = torch.randn(2, 3, height, width, dtype=torch.float64)
+    assert torch.allclose(average(x, bins), F.adaptive_avg_pool2d(x, bins))
+
+
+@given(st.integers(1, 6), st.integers(2, 5), st.booleans())
+def test_the_factor_of_any_number_of_supports(count, shots, restore_order):
+    ensemble = Ensemble(shots, 2, restore_order).double()
+    query, supports = torch.rand(2, 4, 4).double(), torch.rand(2, count, 4, 4).double()
+    assert torch.allclose(factor(ensemble, query, supports), ensemble.factor(query, supports))
+
+
+@given(st.integers(1, 30), st.sampled_from([1, 2, 3, 5]), st.sampled_from([1, 2, 3, 4]))
+def test_the_padding_of_tensorflow(length, kernel, stride):
+    from timm.layers import Conv2dSame
+
+    conv = Conv2dSame(2, 3, kernel, stride)
+    x = torch.randn(1, 2, length, length + 3)
+    assert torch.allclose(same(conv, x), conv(x), atol=1e-6)
+
+
+def test_supports_that_vote_as_one_batch():
+    options = dict(MODELS["hsnet resnet"], compute="textbook")
+    model = build(**options).double()
+    assert isinstance(model, HSNet)
+    data = episode((96, 128), batch=2, shot=3, dtype=torch.float64)
+    given = data["query_image"], data["support_images"], data["support_masks"]
+    with torch.no_grad():
+        expected, found = model(*given), exportable(model)(*given)
+    assert (expected.final == found.final).float().mean() > 0.999
+    for one, other in zip(expected.correlations, found.correlations, strict=True):
+        assert torch.allclose(one, other)
+    assert "match" not in vars(model)  # the copy alone was changed
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture(scope="module")
+def weight(tmp_path_factory):
+    cfg = small_config(stages=1)
+    path = tmp_path_factory.mktemp("weights") / "best.pth"
+    torch.save({"model": untrained(cfg).state_dict(), "config": cfg.to_dict()}, path)
+    return path
+
+
+def test_the_command_writes_files_that_say_what_they_are(weight, tmp_path, monkeypatch, capsys):
+    sizes = {}
+    traced = functools.cache(halves._graphs)  # once for the three: it takes long
+    first: list = []
+
+    def graphs(model):
+        first.append(first[0] if first else model)
+        return {name: copy.deepcopy(graph) for name, graph in traced(first[0]).items()}
+
+    monkeypatch.setattr(halves, "_graphs", graphs)
+    for weights in ("float32", "float16", "int8"):
+        folder = tmp_path / weights
+        words = ["onnx", "--weight", weight, "--output", folder, "--weights", weights]
+        monkeypatch.setattr(sys, "argv", ["util.export", *map(str, words)])
+        export_main()
+        assert "onnxruntime against PyTorch on random pictures" in capsys.readouterr().out
+        sizes[weights] = sum(path.stat().st_size for path in folder.iterdir())
+        found = []
+        for name in (SUPPORT, QUERY):
+            session = ort.InferenceSession(folder / name)
+            properties = session.get_modelmeta().custom_metadata_map
+            found.append(about(properties, name))
+        assert found[0] == found[1] and found[0].weights == weights
+        assert found[0].val_size == 81 and found[0].arch == "HDMNet"
+    assert sizes["float16"] < 0.7 * sizes["float32"] and sizes["int8"] < 0.8 * sizes["float16"]
+
+
+def test_what_cannot_be_exported_is_refused_by_name(weight, tmp_path, monkeypatch):
+    cfg = small_config(stages=1)
+
+    def refuses(*_):
+        raise RuntimeError("no such operator\nat some line")
+
+    monkeypatch.setattr(halves, "_graphs", refuses)
+    with pytest.raises(FewShotError, match="HDMNet over the backbone resnet18 cannot.*operator$"):
+        halves.export_onnx(cfg, weight, tmp_path / "out")
+    monkeypatch.setattr(halves, "find_spec", lambda name: None)
+    with pytest.raises(FewShotError, match="needs onnx, onnxscript, onnxruntime: pip install"):
+        halves.export_onnx(cfg, weight, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_compute_something_else_are_not_written(weight, tmp_path, monkeypatch):
+    monkeypatch.setattr(halves, "_graphs", lambda model: dict.fromkeys((SUPPORT, QUERY)))
+    monkeypatch.setattr(halves, "_finished", lambda graph, about: b"")
+    monkeypatch.setattr(halves, "_difference", lambda *_: 0.01)
+    with pytest.raises(FewShotError, match="differ from PyTorch's by 1.0e-02"):
+        halves.export_onnx(
+            small_config(stages=1),
+            weight,
+            tmp_path / "out",
+            photographs=[disc((60, 60), seed) for seed in (0, 1)],
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_files_are_refused():
+    with pytest.raises(FewShotError, match="x.onnx was not written by util.export onnx"):
+        about({}, "x.onnx")
+    with pytest.raises(FewShotError, match="x.onnx is a damaged export: arch is missing"):
+        about({"format": "fewshot-onnx-1"}, "x.onnx")
