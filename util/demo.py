@@ -22,6 +22,7 @@ from util.draw.panels import grid as sheet_of
 from util.evaluate import grid, percent
 from util.predict.examples import package_examples
 from util.predict.predictor import FewShotPredictor
+from util.predict.refine import refined
 from util.report.tables import read_result
 from util.runtime.errors import FewShotError, run
 from util.runtime.files import refuse_input, user_path, write_atomically
@@ -108,7 +109,8 @@ def photographs(output: Path) -> None:
             f"{name}{' not found' if name in result.absent else ''} ({result.presence[name]:.0%})"
             for name in result.classes
         )
-        below.append((fit(label_overlay(image, result.mask), SIDE), told))
+        mask = refined(image, result.mask)  # as predict.py does
+        below.append((fit(label_overlay(image, mask), SIDE), told))
     write_jpeg(output, sheet_of([above, below], "The model for photographs that ships", SIDE))
 
 
