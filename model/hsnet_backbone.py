@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model.encoder import TIMM, VGG16_PARTS, BasicBlock, Bottleneck
 from model.layers import ConvNorm, Modules
-from model.registry import STRIDES
+from model.registry import STRIDES, rounded_up
 
 if TYPE_CHECKING:
     from model.timm_encoder import TimmTaps
@@ -59,10 +59,7 @@ class ResNetTaps(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.layers = depths[1:]
 
-    @staticmethod
-    def grids(size: int) -> tuple[int, ...]:
-        """Rows (columns) at strides 8, 16 and 32 for an input of ``size`` rows (columns)."""
-        return tuple(-(-size // stride) for stride in STRIDES)
+    grids = staticmethod(rounded_up)
 
     def forward(self, image: Tensor) -> Iterator[tuple[int, Tensor]]:
         """image [B, 3, H, W], normalised -> one after another (group 0 to 2, tap [B, C, h, w]).

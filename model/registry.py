@@ -47,6 +47,12 @@ class Requirements:
 STRIDES = (8, 16, 32)  # of the features that HSNet can correlate
 
 
+def rounded_up(size: int) -> tuple[int, ...]:
+    """Rows (columns) at strides 8, 16 and 32 for a picture of ``size`` rows (columns), as ResNets
+    and timm's networks have them."""
+    return tuple(-(-size // stride) for stride in STRIDES)
+
+
 def squeezed(grids: Mapping[int, int]) -> dict[int, int]:
     """Sides of HSNet's support grids, stride -> side, behind its squeezing blocks: these divide a
     grid of stride s by 256 / s in all, rounding up."""

@@ -17,17 +17,14 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from model.layers import Encoder, Features, align, size_of
-from model.registry import STRIDES
+from model.registry import STRIDES, rounded_up
 
 HEAD_WIDTH = 512  # at most
-# Each family of timm takes some of these; the first that a model takes are its own.
-OPTIONS: tuple[dict[str, Any], ...] = (
-    {"output_stride": None},
+# What families of timm take that have no output stride; the first that a model takes are its own.
+ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True, "dynamic_img_pad": True},
     {"strict_img_size": False},
 )
-
-
 # Pictures as a family wants them where timm gives that roughly: mean and deviation of all channels.
 # EfficientNet-Lite was trained with (x - 127) / 128.
 INPUT = {"tf_efficientnet_lite": (127 / 255, 128 / 255)}
@@ -43,12 +40,9 @@ def create(name: str, pretrained: bool = False, stride: int = 16) -> nn.Module:
         "features_only": True,
         "out_indices": (-3, -2, -1),
     }
-    for options in OPTIONS:
-        given: dict[str, Any] = {
-            key: stride if value is None else value for key, value in options.items()
-        }
+    for options in ({"output_stride": stride}, *ANY_SIZE):
         try:
-            return timm.create_model(name, **common, **given)
+            return timm.create_model(name, **common, **options)
         except (TypeError, NotImplementedError):  # an option that this family has not
             continue
         except RuntimeError as error:
@@ -128,10 +122,7 @@ class TimmTaps(Levels):
                 f"timm/{name} has them at {', '.join(map(str, self.strides))}"
             )
 
-    @staticmethod
-    def grids(size: int) -> tuple[int, ...]:
-        """Rows (columns) at strides 8, 16 and 32 for an input of ``size`` rows (columns)."""
-        return tuple(-(-size // stride) for stride in STRIDES)
+    grids = staticmethod(rounded_up)
 
     def forward(self, image: Tensor) -> Iterator[tuple[int, Tensor]]:
         """image [B, 3, H, W], normalised -> one after another (group 0 to 2, tap [B, C, h, w])."""

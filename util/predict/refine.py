@@ -55,13 +55,21 @@ def _cut(image: np.ndarray, mask: np.ndarray, taken: np.ndarray) -> np.ndarray |
     places[mask] = cv2.GC_PR_FGD
     places[inner] = cv2.GC_FGD
     places[taken] = cv2.GC_BGD
-    cut = np.ascontiguousarray(places[window])
-    colours = np.zeros((2, 1, 65))
-    cv2.setRNGSeed(0)
-    cv2.grabCut(
-        np.ascontiguousarray(image[window]), cut, (0, 0, 1, 1), colours[0], colours[1], ROUNDS,
-        cv2.GC_INIT_WITH_MASK,
-    )  # fmt: skip
     result = mask.copy()
-    result[window] = (cut == cv2.GC_FGD) | (cut == cv2.GC_PR_FGD)
+    result[window] = grab_cut(image[window], places[window])
     return result
+
+
+def grab_cut(image: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The object, boolean [h, w], as OpenCV's GrabCut sees it, the same each time.
+
+    Args:
+        image: uint8 [h, w, 3].
+        places: uint8 [h, w], what each pixel is or may be (``cv2.GC_FGD``, ...).
+    """
+    pixels, places = np.ascontiguousarray(image), places.copy()
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    no_box = 0, 0, 0, 0
+    cv2.setRNGSeed(0)
+    cv2.grabCut(pixels, places, no_box, *models, ROUNDS, cv2.GC_INIT_WITH_MASK)
+    return places % 2 == 1

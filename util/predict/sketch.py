@@ -10,6 +10,7 @@ import numpy as np
 from util.data.shapes import filled, outlines
 from util.draw.overlays import Colour, overlay
 from util.draw.panels import fit
+from util.predict.refine import grab_cut
 
 Point = tuple[int, int]
 """x, y in pixels."""
@@ -137,11 +138,7 @@ def object_at(
         seeds[place[::-1]] = cv2.GC_FGD
     if not (seeds % 2 == 0).any():  # every pixel is near a point: GrabCut needs a background
         seeds[0], seeds[-1] = cv2.GC_PR_BGD, cv2.GC_PR_BGD
-    cv2.setRNGSeed(0)  # the same clicks give the same object
-    pixels, no_box = np.ascontiguousarray(small[..., ::-1]), (0, 0, 0, 0)
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(pixels, seeds, no_box, *models, 2, cv2.GC_INIT_WITH_MASK)
-    found = (seeds % 2).astype(np.uint8)
+    found = grab_cut(small[..., ::-1], seeds).astype(np.uint8)
     _, pieces = cv2.connectedComponents(found)
     kept = np.isin(pieces, [pieces[place[::-1]] for place in places(inside)]) & (found == 1)
     smooth = cv2.resize(kept.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
