@@ -49,7 +49,7 @@ CHANGED = {
         "block_relu": False, "mask_support": False, "stages": 3, "matching": "attention",
         "hierarchy": "stacked", "ensemble": False, "fidelity": "corrected", "kshot_trans_dim": 3,
         "distill": False, "temperature": 2.0, "own_class": "unlearned", "backbone": "vgg16",
-        "width": 4, "stem": "7x7",
+        "width": 4, "stem": "7x7", "absent": 0.1,
     },
     "HSNet": {
         "mask_support": False, "kernel4d": "separable", "hyper_layers": "deep",

@@ -71,6 +71,8 @@ class Train:
     freeze_encoder: bool = key(False, "stage 1: train pyramid pooling and base learner only")
     fusion_lr: float = key(
         10.0, "HDMNet: learning rate of the fusion with the base learner, over base_lr", 0, 1000)
+    absent: float = key(
+        0.0, "share of the training episodes whose query does not show the class asked for", 0, 0.9)
     sync_bn: bool = key(True, "share batch-norm statistics between GPUs where they are learned")
     print_freq: int = key(10, "iterations between two lines of the log", 1)
     save_freq: int = key(10, "epochs between two kept checkpoints (epoch_N.pth)", 1)
@@ -173,7 +175,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         "arch", "mask_support", "stages", "matching", "hierarchy", "ensemble", "block_relu",
         "fidelity", "kshot_trans_dim", "kernel4d", "hyper_layers", "pyramid",
     ),
-    "objective": ("distill", "temperature", "own_class", "backbone_lr"),
+    "objective": ("distill", "temperature", "own_class", "backbone_lr", "absent"),
     "pictures": ("protocol",),
     "course": (
         "shot", "optimizer", "manual_seed", "min_pixels", "ann_type", "freeze_encoder", "fusion_lr",

@@ -22,6 +22,8 @@ from util.data.transform import (
     val_transform,
 )
 
+NOWHERE = 2  # a value that no binary mask holds
+
 
 class _Epoch:
     """The epoch's number, in shared memory: worker processes that live on see it change."""
@@ -61,7 +63,9 @@ class EpisodeDataset(Dataset):
 
     def __init__(self, cfg: Config, index: FoldIndex, shot: int | None = None) -> None:
         self.cfg, self.index, self.fold = cfg, index, cfg.fold
-        self.sampler = EpisodeSampler(index, self.fold.base, shot or cfg.shot, cfg.manual_seed)
+        self.sampler = EpisodeSampler(
+            index, self.fold.base, shot or cfg.shot, cfg.manual_seed, cfg.absent
+        )
         self.transform = train_transform(cfg)
         self._lut = None if index.binary else self.fold.lut()
         self._epoch = _Epoch()
@@ -79,6 +83,10 @@ class EpisodeDataset(Dataset):
         rng = _generator(self.cfg.manual_seed, epoch, e)
         label = self.index.label(episode.class_id)
         class_index = self.fold.base_index(episode.class_id)
+        shown = self.index.present[episode.query]
+        wanted, number = label, class_index + 1
+        if self.index.binary and episode.class_id not in shown:  # the mask is of another class
+            wanted, number = NOWHERE, self.fold.base_index(shown[0]) + 1
 
         image, labels = self.transform(rng, *self._read(episode.query))
         images, masks = [], []
@@ -91,8 +99,8 @@ class EpisodeDataset(Dataset):
             masks.append(torch.from_numpy(np.ascontiguousarray(mask)))
         return {
             "query_image": normalise(image),
-            "query_mask": torch.from_numpy(object_mask(labels, label).astype(np.int64)),
-            "base_mask": _base_targets(labels, self._lut, class_index + 1),
+            "query_mask": torch.from_numpy(object_mask(labels, wanted).astype(np.int64)),
+            "base_mask": _base_targets(labels, self._lut, number),
             "support_images": torch.stack(images),
             "support_masks": torch.stack(masks),
             "class_index": class_index,

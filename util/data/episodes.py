@@ -29,15 +29,20 @@ class EpisodeSampler:
     list, the query excepted. ``FoldIndex.entry_classes`` (protocol hsnet) fixes the class of an
     entry; ``FoldIndex.class_first`` (protocol hsnet on COCO) draws the class, then the query.
 
+    ``absent``: the share of episodes that ask about another class instead, drawn uniformly among
+    those that the query does not show; nothing is to be found there.
+
     A class without ``shot`` supports besides the query cannot form an episode: such choices are
     left out, and a class that has no episode at all is named in ``dropped``. Raises
     :class:`FewShotError` when nothing is left.
     """
 
-    def __init__(self, index: FoldIndex, classes: Sequence[int], shot: int, seed: int):
+    def __init__(
+        self, index: FoldIndex, classes: Sequence[int], shot: int, seed: int, absent: float = 0.0
+    ):
         if shot < 1:
             raise FewShotError(f"TRAIN.shot: {shot} given, at least 1 is needed")
-        self.index, self.shot, self.seed = index, shot, seed
+        self.index, self.shot, self.seed, self.absent = index, shot, seed, absent
         wanted = set(classes)
         members = {c: frozenset(index.per_class.get(c, ())) for c in wanted}
 
@@ -88,7 +93,10 @@ class EpisodeSampler:
         else:
             query, choices = self._entries[e % len(self._entries)]
             class_id = choices[rng.integers(len(choices))]
-            listed = self.index.per_class[class_id]
+        if self.absent and rng.random() < self.absent:
+            others = [c for c in self.classes if c not in self.index.present[query]]
+            class_id = others[rng.integers(len(others))] if others else class_id
+        listed = self.index.per_class[class_id]
         # Draw among the list without the query: behind its place, everything moves up by one.
         place = bisect_left(listed, query)
         inside = place < len(listed) and listed[place] == query
