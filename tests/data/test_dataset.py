@@ -108,6 +108,17 @@ def test_supports_show_the_episodes_class(folder):
             assert abs(float(inside.median()) - (40 * item["class_id"] + 3.5)) < 12
 
 
+def test_an_absent_class_is_nowhere_and_the_base_targets_stay(folder):
+    dataset = episodes_of(folder, "absent", 0.5)
+    items = [dataset[e] for e in range(len(dataset))]
+    absent = [item for item in items if not (item["query_mask"] == 1).any()]
+    assert 0 < len(absent) < len(items)
+    for item in absent:
+        assert not (item["base_mask"] == item["class_index"] + 1).any()
+        assert (item["base_mask"] % 255 > 0).any(), "what is there is still labelled"
+        assert (item["support_masks"] == 1).any()
+
+
 def test_novel_classes_are_background_under_pfenet(folder):
     dataset = episodes_of(folder, "protocol", "pfenet", "augment", False)
     shown = [e for e in range(len(dataset)) if 1 in _labels(dataset, e)]
@@ -242,6 +253,15 @@ def test_class_folders_give_binary_masks_and_large_class_numbers(class_folders):
     assert stage_1[len(stage_1) - 1]["mask"].unique().tolist() == [0, 260]
     picture = PictureDataset(cfg, dataset.index)[0]
     assert picture.target.unique().tolist() == [0, 1]
+
+
+def test_an_absent_class_of_a_folder_is_nowhere_in_another_folders_picture(class_folders):
+    cfg = load_config(class_folders / "own.yaml", ["absent", 0.9])
+    dataset = EpisodeDataset(cfg, build_index(cfg, "train"))
+    item = next(item for item in dataset if not item["query_mask"].any())
+    shown = int(item["files"][0].split("/")[-2][1:])
+    assert shown != item["class_index"]
+    assert item["base_mask"].unique().tolist() == [0, shown + 1]
 
 
 # ---------------------------------------------------------------------------- evaluation

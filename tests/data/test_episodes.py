@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from util.data.episodes import EpisodeSampler
@@ -107,6 +107,32 @@ def test_classes_and_supports_are_drawn_uniformly():
     assert set(drawn) == {(1, 0), (1, 1), (1, 2), (2, 1), (2, 3)}
     for (class_id, _), count in drawn.items():
         assert abs(count - (4000 / 6 if class_id == 1 else 4000 / 4)) < 110
+
+
+@settings(max_examples=60, deadline=None)
+@given(indexes(), st.integers(0, 2**31))
+def test_absent_asks_about_a_class_that_the_query_does_not_show(index, seed):
+    assume(any(len(listed) > 1 for listed in index.per_class.values()))
+    sampler = EpisodeSampler(index, list(index.per_class), 1, seed, absent=0.5)
+    for e in range(2 * len(sampler)):
+        episode = sampler.episode(3, e)
+        assert set(episode.supports) <= set(index.per_class[episode.class_id]) - {episode.query}
+        if episode.class_id not in index.present[episode.query]:
+            assert episode.class_id in sampler.classes
+
+
+def test_absent_is_the_share_of_such_episodes_and_draws_classes_evenly():
+    sampler = EpisodeSampler(INDEX, [1, 2, 3], 1, 0, absent=0.25)
+    plain = EpisodeSampler(INDEX, [1, 2, 3], 1, 0)
+    assert sampler.classes == (1, 2)  # class 3 has one picture
+    asked = [sampler.episode(run, 0) for run in range(4000)]  # query 0 shows class 1 alone
+    absent = [episode for episode in asked if episode.class_id == 2]
+    assert abs(len(absent) - 1000) < 110
+    assert {episode.supports for episode in absent} == {(1,), (3,), (5,)}
+    everything = EpisodeSampler(INDEX, [1, 2], 1, 0, absent=0.99)
+    queries = [everything.episode(run, 1) for run in range(50)]  # query 1 shows both
+    assert all(episode.class_id in (1, 2) and 1 not in episode.supports for episode in queries)
+    assert plain.episode(0, 0) == EpisodeSampler(INDEX, [1, 2, 3], 1, 0, absent=0).episode(0, 0)
 
 
 def test_a_class_without_supports_is_named_once_and_left_out():

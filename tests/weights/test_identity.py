@@ -54,6 +54,7 @@ CHANGED = {
     "HSNet": {
         "mask_support": False, "kernel4d": "separable", "hyper_layers": "deep",
         "pyramid": [16, 32], "backbone": "vgg16", "width": 4, "stem": "7x7", "backbone_lr": 0.01,
+        "absent": 0.1,
     },
 }  # fmt: skip
 PAIRS = [(arch, key) for arch, options in CHANGED.items() for key in options]

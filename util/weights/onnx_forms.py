@@ -123,11 +123,29 @@ def same(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(padded, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
+def group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """One axis after the other: onnxruntime adds all numbers of a group, millions in HSNet, one by
+    one in float32, and is wrong in the fourth digit."""
+    x = x.unflatten(1, (norm.num_groups, -1))
+    x = x - _mean(x)
+    x = (x / (_mean(x.square()) + norm.eps).sqrt()).flatten(1, 2)
+    shape = (-1, *[1] * (x.ndim - 2))
+    return x * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Over all axes from the third on, which stay with length 1."""
+    for axis in reversed(range(2, x.ndim)):
+        x = x.mean(axis, keepdim=True)
+    return x
+
+
 # Class -> the method that is replaced, by name: timm need not be imported for models without it.
 FORMS: dict[str, tuple[str, Any]] = {
     "PyramidHead": ("grids", grids),
     "Ensemble": ("factor", factor),
     "MatchingBlock": ("join", join),
     "HSNet": ("match", match),
+    "GroupNorm": ("forward", group_norm),
     "Conv2dSame": ("forward", same),
 }
