@@ -86,6 +86,7 @@ def test_one_array_job_with_stage_one_first(folder, capsys):
     main(arguments(folder, "--slurm", str(script), "--gpus", "2"))
     assert "1 tasks of stage 1, 2 others" in capsys.readouterr().out
     assert "#SBATCH --array=0-2\n" in script.read_text()
+    assert "#SBATCH --gpus-per-node=2\n#SBATCH --cpus-per-task=16\n" in script.read_text()
     tools = folder / "bin"
     tools.mkdir()
     for name in ("sbatch", "srun", "scontrol"):
@@ -109,6 +110,13 @@ def test_one_array_job_with_stage_one_first(folder, capsys):
     assert "--only base" in log[2] and "--gpus 2" in log[2]
     assert log[3] == "scontrol requeue 9_0"
     assert "--rows + correlation --shots 1 --only measure base train test" in log[4]
+
+
+def test_an_array_job_for_machines_without_gpus(folder):
+    """A cluster without GPUs refuses a job that names them."""
+    script = folder / "job.sh"
+    main(arguments(folder, "--slurm", str(script), "--gpus", "0"))
+    assert "gpus" not in script.read_text()
 
 
 def test_published_batches_are_shared_among_gpus():

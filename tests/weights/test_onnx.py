@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 
 import numpy as np
@@ -20,7 +21,7 @@ from util.export import main as export_main
 from util.runtime.errors import FewShotError
 from util.weights import onnx as halves
 from util.weights.onnx_about import QUERY, SUPPORT, about
-from util.weights.onnx_forms import average, exportable, factor, same
+from util.weights.onnx_forms import average, exportable, factor, group_norm, same
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -103,6 +104,26 @@ def test_the_padding_of_tensorflow(length, kernel, stride):
     conv = Conv2dSame(2, 3, kernel, stride)
     x = torch.randn(1, 2, length, length + 3)
     assert torch.allclose(same(conv, x), conv(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 3, 5), (1, 4, 2, 3, 1, 4)])
+def test_group_norm_in_steps(shape):
+    norm = torch.nn.GroupNorm(4, shape[1]).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = 3 + torch.randn(shape, dtype=torch.float64)
+    assert torch.allclose(group_norm(norm, x), norm(x), atol=1e-12)
+
+
+def test_a_mean_over_a_million_numbers_keeps_its_digits():
+    """onnxruntime's own group norm is 1e-4 off here."""
+    norm = torch.nn.GroupNorm(1, 4).requires_grad_(False)
+    x = 1 + 0.1 * torch.rand(1, 4, 512, 512)
+    norm.forward = functools.partial(group_norm, norm)
+    content = halves._graph(norm, (x,), (None,), ["x"], ["y"]).SerializeToString()
+    (found,) = ort.InferenceSession(content).run(None, {"x": x.numpy()})
+    expected = F.group_norm(x.double(), 1, eps=norm.eps)
+    assert halves.apart(expected.numpy(), found) < 1e-5
 
 
 def test_supports_that_vote_as_one_batch():

@@ -178,7 +178,8 @@ def slurm(options: argparse.Namespace, works: Sequence[Work], runner: Runner) ->
     if not bases and not others:
         raise FewShotError("nothing is missing that a job could make")
     name = "+".join(work.table.name for work in works)
-    text = array_job(name, list(bases.values()), list(others.values()), options.gpus or 1)
+    gpus = 1 if options.gpus is None else options.gpus
+    text = array_job(name, list(bases.values()), list(others.values()), gpus)
     write_atomically(options.slurm, text.encode())
     print(f"written: {options.slurm} ({len(bases)} tasks of stage 1, {len(others)} others)")
 

@@ -18,8 +18,7 @@ TEMPLATE = """\
 #SBATCH --array=0-{last}
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
-#SBATCH --gpus-per-node={gpus}
-#SBATCH --cpus-per-task={cpus}
+{gpus}#SBATCH --cpus-per-task={cpus}
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
@@ -35,6 +34,7 @@ case $SLURM_ARRAY_TASK_ID in
 {tasks}
 *) echo "error: there is no task $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;
 esac
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun alone would take one core
 srun python -m util.reproduce "$@"
 status=$?
 
@@ -52,7 +52,8 @@ BOTH = """\
 def array_job(
     name: str, bases: Sequence[Sequence[str]], others: Sequence[Sequence[str]], gpus: int
 ) -> str:
-    """The script. bases, others: arguments of ``python -m util.reproduce`` for each task."""
+    """The script. bases, others: arguments of ``python -m util.reproduce`` for each task;
+    gpus: of each, 0 on machines without any."""
     tasks = [*bases, *others]
     lines = [f"{n}) set -- {shlex.join(task)} ;;" for n, task in enumerate(tasks)]
     last = len(tasks) - 1
@@ -64,7 +65,7 @@ def array_job(
         count=len(tasks),
         bases=f"0 to {len(bases) - 1}" if bases else "none is missing",
         last=last,
-        gpus=gpus,
+        gpus=f"#SBATCH --gpus-per-node={gpus}\n" if gpus else "",
         cpus=8 * max(1, gpus),
         submit=submit,
         tasks="\n".join(lines),
