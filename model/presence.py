@@ -1,41 +1,61 @@
 """Whether a picture shows the class at all: what was found, compared with the supports' objects.
 
 A few-shot model is trained on pictures that show the class, and paints something on all others
-too. The frozen encoder can tell: the object found and those of the supports are described by the
-means of its last features over them, once on the whole picture and once with all but the object
+too. The frozen part can tell: the object found and those of the supports are described by the means
+of the encoder's last features over them, once on the whole picture and once with all but the object
 hidden, and compared in a space where what differs between objects of one class counts little
-(whitened by the within-class covariance). A logistic regression over the two cosines and how sure
-the few-shot prediction and the prior are gives a probability.
+(whitened by the within-class covariance). They are compared, too, by what the base learner takes
+them for: of a class that it has not learned it knows what it resembles. A logistic regression over
+these and how sure the few-shot prediction is gives a probability.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.fewshot import Output
-from model.layers import Encoder, full_precision, hide, nearest, size_of
+from model.layers import full_precision, hide, nearest, size_of
 
-EVIDENCE = ("alone", "in place", "probability", "share", "prior f5", "prior f4")
+if TYPE_CHECKING:
+    from model.hdmnet import HDMNet
+
+EVIDENCE = ("alone", "in place", "taken alone", "taken in place", "probability", "share")
 SURE = 0.5
 LEAST = 0.02  # of the picture is looked at, however little was found
 
 
-class Presence(nn.Module):
-    """Two descriptions of ``channels`` numbers -> a probability that the class is there.
+class Description(NamedTuple):
+    """An object with all else hidden, and in its place: features [..., 2, C], the means of f4;
+    names [..., 2, 1 + N], the mean probabilities of the base learner's classes."""
 
-    Buffers: ``centre`` [2, C] and ``whitening`` [2, C, C] of descriptions; ``mean``, ``deviation``
-    and ``weight`` [6] of :data:`EVIDENCE`, ``bias``; ``threshold``: below it the class counts as
-    not found. All are fitted (:mod:`util.presence`), none is trained.
+    features: Tensor
+    names: Tensor
+
+
+class Look(NamedTuple):
+    """What was found, and the rest of the evidence: confidence [2]."""
+
+    found: Description
+    confidence: Tensor
+
+
+class Presence(nn.Module):
+    """What was found and the supports' objects -> a probability that the class is there.
+
+    Buffers: ``centre`` [2, C] and ``whitening`` [2, C, C] of features; ``usual``, ``spread`` and
+    ``weight`` [6] of :data:`EVIDENCE`, ``bias``; ``threshold``: below it the class counts as not
+    found. All are fitted (:mod:`util.presence`), none is trained.
     """
 
     centre: Tensor
     whitening: Tensor
-    mean: Tensor
-    deviation: Tensor
+    usual: Tensor
+    spread: Tensor
     weight: Tensor
     bias: Tensor
     threshold: Tensor
@@ -44,62 +64,76 @@ class Presence(nn.Module):
         super().__init__()
         self.register_buffer("centre", torch.zeros(2, channels))
         self.register_buffer("whitening", torch.eye(channels).repeat(2, 1, 1))
-        self.register_buffer("mean", torch.zeros(len(EVIDENCE)))
-        self.register_buffer("deviation", torch.ones(len(EVIDENCE)))
+        self.register_buffer("usual", torch.zeros(len(EVIDENCE)))
+        self.register_buffer("spread", torch.ones(len(EVIDENCE)))
         self.register_buffer("weight", torch.zeros(len(EVIDENCE)))
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("threshold", torch.zeros(()))
 
-    def evidence(self, look: Look, supports: Tensor) -> Tensor:
-        """:data:`EVIDENCE` [6] of what was found, for supports described by [K, 2, C]."""
-        known = F.normalize(self._place(supports).mean(0), dim=-1)
-        return torch.cat([(self._place(look.found) * known).sum(-1), look.confidence])
+    def evidence(self, look: Look, supports: Description, own: int | None = None) -> Tensor:
+        """:data:`EVIDENCE` [6] of what was found, for the descriptions of K supports.
 
-    def forward(self, look: Look, supports: Tensor) -> Tensor:
+        own: the class's place among the base learner's, where it has learned it (0: background);
+        the base learner is taken as one that has not.
+        """
+        with torch.autocast(self.centre.device.type, enabled=False):
+            known = F.normalize(self._place(supports.features).mean(0), dim=-1)
+            alike = (self._place(look.found.features) * known).sum(-1)
+        names = unlearned(look.found.names, own), unlearned(supports.names.mean(0), own)
+        taken = (names[0] * names[1]).sqrt().sum(-1)  # Bhattacharyya's coefficient
+        return torch.cat([alike, taken, look.confidence])
+
+    def forward(self, look: Look, supports: Description) -> Tensor:
         """A probability, see :meth:`evidence`."""
         return self.probability(self.evidence(look, supports))
 
     def probability(self, evidence: Tensor) -> Tensor:
         """Evidence [..., 6] -> [...]."""
-        standard = (evidence - self.mean) / self.deviation
+        standard = (evidence - self.usual) / self.spread
         return (standard @ self.weight + self.bias).sigmoid()
 
-    def _place(self, descriptions: Tensor) -> Tensor:
+    def _place(self, features: Tensor) -> Tensor:
         """[..., 2, C] -> the same in the space of comparison, of length 1."""
-        centred = (descriptions - self.centre)[..., None, :]
+        centred = (features - self.centre)[..., None, :]
         return F.normalize((centred @ self.whitening)[..., 0, :], dim=-1)
 
 
-class Look(NamedTuple):
-    """found [2, C]: descriptions of what was found; confidence [4]: the rest of the evidence."""
+def unlearned(names: Tensor, own: int | None) -> Tensor:
+    """Probabilities [..., 1 + N] without those of a class, which go to the others."""
+    if own is None or names.shape[-1] == 1:  # without a base learner there is nothing to forget
+        return names
+    others = names.clone()
+    others[..., own] = 0
+    return others / others.sum(-1, keepdim=True).clamp(min=1e-12)
 
-    found: Tensor
-    confidence: Tensor
 
-
-def look_at(encoder: Encoder, image: Tensor, whole: Tensor, out: Output) -> Look:
+def look_at(model: HDMNet, image: Tensor, whole: Tensor, out: Output) -> Look:
     """image [1, 3, H, W], normalised; whole [1, C, h, w], its f4; out: what the model says of it,
     of which the prediction without the base learner counts."""
     logits = full_precision(out.final if out.meta is None else out.meta)
     probability = logits[0].softmax(0)[1]
     region = found_region(probability)
     share = (probability > SURE).float().mean().clamp(min=LEAST / 20).log()
-    highest = share.new_zeros(2) if out.prior is None else full_precision(out.prior[0]).amax((1, 2))
-    confidence = torch.cat([torch.stack([probability[region].mean(), share]), highest])
-    return Look(describe(encoder, image, region[None], whole), confidence)
+    confidence = torch.stack([probability[region].mean(), share])
+    return Look(describe(model, image, region[None], whole), confidence)
 
 
-def describe(encoder: Encoder, image: Tensor, region: Tensor, whole: Tensor) -> Tensor:
-    """Means of f4 over a region with all else hidden, and of the whole picture's: [2, C].
-
-    image [1, 3, H, W], normalised; region [1, H, W], boolean; whole [1, C, h, w], f4 of the image.
-    """
-    alone = encoder(hide(image, region))[2]
+def describe(model: HDMNet, image: Tensor, region: Tensor, whole: Tensor) -> Description:
+    """An object: image [1, 3, H, W], normalised; region [1, H, W], boolean; whole [1, C, h, w], f4
+    of the image."""
+    alone = model.encoder(hide(image, region))[2]
     inside = nearest(region, size_of(whole))[0]
     if not inside.any():  # thinner than the grid: the cell that has most of it
         share = F.adaptive_avg_pool2d(region[:, None].float(), size_of(whole))[0, 0]
         inside = share == share.max()
-    return torch.cat([alone, whole])[:, :, inside].float().mean(-1)
+    both = torch.cat([alone, whole])
+    over = (both, model.names(both))
+    return Description(*(full_precision(each)[:, :, inside].mean(-1) for each in over))
+
+
+def together(descriptions: Iterable[Description]) -> Description:
+    """Of K objects, the first axis of each field."""
+    return Description(*map(torch.stack, zip(*descriptions, strict=True)))
 
 
 def found_region(probability: Tensor) -> Tensor:

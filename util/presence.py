@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.fewshot import map_tensors
 from model.layers import Encoder
-from model.presence import EVIDENCE, Look, Presence
+from model.presence import EVIDENCE, Description, Look, Presence, together
 from util.config import add_config_arguments
 from util.data.index import FoldIndex, build_index
 from util.data.transform import read_image, read_pair
@@ -81,9 +82,9 @@ class _Recorder:
     """In the place of :class:`Presence`: keeps what it would be asked about."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Look, Tensor]] = []
+        self.asked: list[tuple[Look, Description]] = []
 
-    def __call__(self, look: Look, supports: Tensor) -> float:
+    def __call__(self, look: Look, supports: Description) -> float:
         self.asked.append((look, supports))
         return 1.0
 
@@ -114,24 +115,33 @@ def fit(predictor: FewShotPredictor, count: int) -> Presence:
     recorder = predictor.presence = _Recorder()
     pairs = draw_pairs(index, cfg.fold.classes("train"), index.entries, count, cfg.manual_seed)
     asked = [pair for pair, _ in ask(predictor, index, pairs)]
-    looks = [Look(*(tensor.float().cpu() for tensor in look)) for look, _ in recorder.asked]
-    supports = [known.float().cpu() for _, known in recorder.asked]
+    looks = [map_tensors(look, torch.Tensor.cpu) for look, _ in recorder.asked]
+    supports = together(map_tensors(known, torch.Tensor.cpu) for _, known in recorder.asked)
     classes = torch.tensor([pair.class_id for pair in asked])
     shown = torch.tensor([pair.shown for pair in asked])
 
     presence = Presence(predictor.model.encoder.channels[2])
-    _whiten(presence, torch.cat(supports).double(), classes)
-    evidence = torch.stack(list(map(presence.evidence, looks, supports)))
+    objects = supports.features[:, 0]
+    evidence = torch.zeros(len(asked), len(EVIDENCE))
+    for class_id in classes.unique():
+        # As of a class that neither the space of comparison nor the base learner has seen.
+        own = cfg.fold.base_index(int(class_id)) + 1
+        others = (classes != class_id) | (classes == class_id).all()
+        _whiten(presence, objects[others], classes[others])
+        for n in (classes == class_id).nonzero()[:, 0].tolist():
+            known = Description(*(field[n] for field in supports))
+            evidence[n] = presence.evidence(looks[n], known, own)
     _regress(presence, evidence, shown)
-    likely = presence.probability(evidence[shown])
-    presence.threshold.copy_(likely.quantile(CALLED_EMPTY))
+    _whiten(presence, objects, classes)
+    presence.threshold.copy_(presence.probability(evidence[shown]).quantile(CALLED_EMPTY))
     return presence
 
 
-def _whiten(presence: Presence, descriptions: Tensor, classes: Tensor) -> None:
-    """Centre and whitening from descriptions [N, 2, C] of objects of known classes [N]."""
-    presence.centre.copy_(descriptions.mean(0))
-    each = [descriptions[classes == class_id] for class_id in classes.unique()]
+def _whiten(presence: Presence, features: Tensor, classes: Tensor) -> None:
+    """Centre and whitening from features [N, 2, C] of objects of known classes [N]."""
+    features = features.double()
+    presence.centre.copy_(features.mean(0))
+    each = [features[classes == class_id] for class_id in classes.unique()]
     within = torch.cat([own - own.mean(0) for own in each])
     for kind in range(2):
         covariance = within[:, kind].T @ within[:, kind] / len(within)
@@ -142,9 +152,9 @@ def _whiten(presence: Presence, descriptions: Tensor, classes: Tensor) -> None:
 
 def _regress(presence: Presence, evidence: Tensor, shown: Tensor) -> None:
     """Logistic regression of ``shown`` [N] on evidence [N, 6], by Newton's method."""
-    presence.mean.copy_(evidence.mean(0))
-    presence.deviation.copy_(evidence.std(0).clamp(min=1e-6))
-    standard = ((evidence - presence.mean) / presence.deviation).double()
+    presence.usual.copy_(evidence.mean(0))
+    presence.spread.copy_(evidence.std(0).clamp(min=1e-6))
+    standard = ((evidence - presence.usual) / presence.spread).double()
     inputs = torch.cat([standard, torch.ones_like(standard[:, :1])], dim=1)
     ridge = RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
     weight = torch.zeros(inputs.shape[1], dtype=torch.float64)

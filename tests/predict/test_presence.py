@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from model import build_model
-from model.presence import EVIDENCE, Look, Presence, describe, found_region
-from tests.own_pictures import small_config
-from tests.training_case import ROOT
+from model.presence import EVIDENCE, Description, Look, Presence, describe, found_region, together
+from tests.own_pictures import disc, small_config
+from tests.training_case import ROOT, make_data
+from util.config import load_config
 from util.data.index import FoldIndex
 from util.predict import FewShotPredictor
 from util.predict.examples import package_examples
@@ -74,22 +76,40 @@ def test_fitting_finds_what_tells_classes_apart():
 
 def test_the_same_object_is_most_similar():
     presence = Presence(4)
-    own, other = torch.eye(4)[0].expand(2, 4), torch.eye(4)[1].expand(2, 4)
-    evidence = presence.evidence(Look(own, torch.zeros(4)), torch.stack([own, own]))
-    assert torch.allclose(evidence[:2], torch.ones(2))
-    assert presence.evidence(Look(own, torch.zeros(4)), other[None])[:2].abs().max() < 1e-6
+    first, second = (torch.eye(4)[n].expand(2, 4) for n in range(2))
+    own, other = Description(first, first), Description(second, second)
+    look = Look(own, torch.zeros(2))
+    assert torch.allclose(presence.evidence(look, together([own, own]))[:4], torch.ones(4))
+    assert presence.evidence(look, together([other]))[:4].abs().max() < 1e-6
+
+
+def test_a_class_that_the_base_learner_has_learned_is_as_one_that_it_has_not():
+    presence = Presence(2)
+    features = torch.ones(2, 2)
+    found = Description(features, torch.tensor([[0.1, 0.6, 0.3, 0.0]]).repeat(2, 1))
+    asked = Description(features, torch.tensor([[0.1, 0.1, 0.0, 0.8]]).repeat(2, 1))
+    look = Look(found, torch.zeros(2))
+    _, _, taken, *_ = presence.evidence(look, together([asked]))
+    assert torch.isclose(taken, torch.tensor(0.1 + (0.6 * 0.1) ** 0.5))
+    _, _, taken, *_ = presence.evidence(look, together([asked]), own=3)
+    assert torch.isclose(taken, torch.tensor((0.1 * 0.5) ** 0.5 + (0.6 * 0.5) ** 0.5))
 
 
 def test_an_object_thinner_than_the_grid_is_described():
     image, region = torch.ones(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.bool)
     region[0, 5, 6] = True
 
-    def encoder(pictures):
-        return None, None, torch.nn.functional.avg_pool2d(pictures, 8)
+    class Model:
+        def encoder(self, pictures):
+            return None, None, torch.nn.functional.avg_pool2d(pictures, 8)
 
-    whole = encoder(image)[2]
-    found = describe(encoder, image, region, whole)
-    assert found.shape == (2, 3) and found[1].eq(1).all() and (found[0] == 1 / 64).all()
+        def names(self, f4):
+            return f4[:, :1]
+
+    model = Model()
+    features, names = describe(model, image, region, model.encoder(image)[2])
+    assert features.shape == (2, 3) and features[1].eq(1).all() and (features[0] == 1 / 64).all()
+    assert torch.equal(names, features[:, :1])
 
 
 def test_something_is_always_looked_at():
@@ -102,6 +122,30 @@ def test_a_damaged_presence_is_named(tmp_path):
     path.write_bytes(serialise({PRESENCE: {"centre": torch.zeros(2, 3)}}))
     with pytest.raises(FewShotError, match=r"w\.pth.*presence is damaged"):
         presence_of(read_checkpoint(path), path)
+
+
+@pytest.mark.parametrize("ensemble", [True, False])
+def test_fitted_measured_and_told(tmp_path, monkeypatch, capsys, ensemble):
+    """Through the commands, with and without a base learner, on a model with random weights."""
+    make_data(tmp_path / "tiny", pictures=12)
+    file, weight = tmp_path / "tiny/stage2.yaml", tmp_path / "w.pth"
+    told = ["ensemble", str(ensemble)]
+    cfg = load_config(file, told)
+    model = build_model(cfg)
+    torch.save({"model": model.state_dict(), "config": cfg.to_dict()}, weight)
+    for command, more in (("fit", ()), ("measure", ("--output", str(tmp_path / "found.json")))):
+        line = ["util.presence", command, "--config", str(file), "--weight", str(weight)]
+        line += ["--pictures", "8", *more, "--opts", *told]
+        monkeypatch.setattr(sys, "argv", line)
+        presence_main()
+    assert "tells presence now" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["pictures"] == 16 and 0 <= found["auroc"] <= 1
+    predictor = FewShotPredictor.from_config(cfg, weight)
+    image, mask = disc((60, 50), 0)
+    predictor.add_support(image, mask, "disc")
+    predictor.add_support(*disc((60, 50), 1), "disc")
+    assert 0 < predictor.predict(image).presence["disc"] < 1
 
 
 def test_a_method_that_cannot_tell_is_named(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.fewshot import FewShotModel, Output, join_shots
 from model.layers import size_of
-from model.presence import describe, look_at
+from model.presence import Description, describe, look_at, together
 from util.config import Config
 from util.data.transform import normalise, restore, val_transform
 from util.evaluate import precision
@@ -58,7 +58,7 @@ class _Support(NamedTuple):
     """A support prepared for matching, and its object as presence describes it."""
 
     encoding: Any
-    description: Tensor | None
+    description: Description | None
 
 
 class FewShotPredictor(Predictor):
@@ -99,7 +99,7 @@ class FewShotPredictor(Predictor):
         self.model = model.to(self.device).eval()
         self.model.derive()
         self.cfg = cfg
-        self._encoder: Any = getattr(model, "encoder", None)
+        self._hdmnet: Any = model  # where presence is asked
         self.presence: Any = None if presence is None else presence.to(self.device)
         self.least_presence = least_presence
         if presence is not None and least_presence is None:
@@ -166,8 +166,8 @@ class FewShotPredictor(Predictor):
                 joined = join_shots([[support.encoding for support in supports]])
                 out = self.model.match(query, joined, size_of(tensor))
                 if self.presence is not None:
-                    look = look_at(self._encoder, tensor, query.f4, out)
-                    known = torch.stack([support.description for support in supports])
+                    look = look_at(self._hdmnet, tensor, query.f4, out)
+                    known = together(support.description for support in supports)
                     presence[name] = float(self.presence(look, known))
                 logits = restore(self._logits(out), content, size)[0]
                 torch.sub(logits[1], logits[0], out=odds[number])
@@ -193,8 +193,8 @@ class FewShotPredictor(Predictor):
             description = None
             if self.presence is not None:
                 region = (mask_tensor == 1).to(self.device)
-                whole = self._encoder(tensor)[2]
-                description = describe(self._encoder, tensor, region, whole)
+                whole = self._hdmnet.encoder(tensor)[2]
+                description = describe(self._hdmnet, tensor, region, whole)
         return _Support(encoding, description)
 
     def _tensor(self, image: np.ndarray) -> Tensor:

@@ -69,7 +69,10 @@ def presence_of(content: Mapping[str, Any], weight: str | Path) -> Presence | No
         presence = Presence(state["centre"].shape[1])
         presence.load_state_dict(state)
     except (RuntimeError, TypeError, LookupError, AttributeError) as error:
-        raise FewShotError(f"weight file {weight}: its part {PRESENCE} is damaged") from error
+        raise FewShotError(
+            f"weight file {weight}: its part {PRESENCE} is damaged or of an earlier version; "
+            "python -m util.presence fit makes it anew"
+        ) from error
     return presence
 
 
