@@ -6,7 +6,8 @@ of the encoder's last features over them, once on the whole picture and once wit
 hidden, and compared in a space where what differs between objects of one class counts little
 (whitened by the within-class covariance). They are compared, too, by what the base learner takes
 them for: of a class that it has not learned it knows what it resembles. A logistic regression over
-these and how sure the few-shot prediction is gives a probability.
+these gives a probability. How sure the few-shot prediction is does not count: it is surer of the
+classes that it was trained on, on which all this is fitted, than of those that it is asked about.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from model.layers import full_precision, hide, nearest, size_of
 if TYPE_CHECKING:
     from model.hdmnet import HDMNet
 
-EVIDENCE = ("alone", "in place", "taken alone", "taken in place", "probability", "share")
+EVIDENCE = ("alone", "in place", "taken alone", "taken in place")
 SURE = 0.5
 LEAST = 0.02  # of the picture is looked at, however little was found
 
@@ -37,18 +38,11 @@ class Description(NamedTuple):
     names: Tensor
 
 
-class Look(NamedTuple):
-    """What was found, and the rest of the evidence: confidence [2]."""
-
-    found: Description
-    confidence: Tensor
-
-
 class Presence(nn.Module):
     """What was found and the supports' objects -> a probability that the class is there.
 
     Buffers: ``centre`` [2, C] and ``whitening`` [2, C, C] of features; ``usual``, ``spread`` and
-    ``weight`` [6] of :data:`EVIDENCE`, ``bias``; ``threshold``: below it the class counts as not
+    ``weight`` [4] of :data:`EVIDENCE`, ``bias``; ``threshold``: below it the class counts as not
     found. All are fitted (:mod:`util.presence`), none is trained.
     """
 
@@ -70,25 +64,20 @@ class Presence(nn.Module):
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("threshold", torch.zeros(()))
 
-    def evidence(self, look: Look, supports: Description, own: int | None = None) -> Tensor:
-        """:data:`EVIDENCE` [6] of what was found, for the descriptions of K supports.
-
-        own: the class's place among the base learner's, where it has learned it (0: background);
-        the base learner is taken as one that has not.
-        """
+    def evidence(self, found: Description, supports: Description) -> Tensor:
+        """:data:`EVIDENCE` [4] of what was found, for the descriptions of K supports."""
         with torch.autocast(self.centre.device.type, enabled=False):
             known = F.normalize(self._place(supports.features).mean(0), dim=-1)
-            alike = (self._place(look.found.features) * known).sum(-1)
-        names = unlearned(look.found.names, own), unlearned(supports.names.mean(0), own)
-        taken = (names[0] * names[1]).sqrt().sum(-1)  # Bhattacharyya's coefficient
-        return torch.cat([alike, taken, look.confidence])
+            alike = (self._place(found.features) * known).sum(-1)
+        taken = (found.names * supports.names.mean(0)).sqrt().sum(-1)  # Bhattacharyya's coefficient
+        return torch.cat([alike, taken])
 
-    def forward(self, look: Look, supports: Description) -> Tensor:
+    def forward(self, found: Description, supports: Description) -> Tensor:
         """A probability, see :meth:`evidence`."""
-        return self.probability(self.evidence(look, supports))
+        return self.probability(self.evidence(found, supports))
 
     def probability(self, evidence: Tensor) -> Tensor:
-        """Evidence [..., 6] -> [...]."""
+        """Evidence [..., 4] -> [...]."""
         standard = (evidence - self.usual) / self.spread
         return (standard @ self.weight + self.bias).sigmoid()
 
@@ -98,24 +87,12 @@ class Presence(nn.Module):
         return F.normalize((centred @ self.whitening)[..., 0, :], dim=-1)
 
 
-def unlearned(names: Tensor, own: int | None) -> Tensor:
-    """Probabilities [..., 1 + N] without those of a class, which go to the others."""
-    if own is None or names.shape[-1] == 1:  # without a base learner there is nothing to forget
-        return names
-    others = names.clone()
-    others[..., own] = 0
-    return others / others.sum(-1, keepdim=True).clamp(min=1e-12)
-
-
-def look_at(model: HDMNet, image: Tensor, whole: Tensor, out: Output) -> Look:
-    """image [1, 3, H, W], normalised; whole [1, C, h, w], its f4; out: what the model says of it,
-    of which the prediction without the base learner counts."""
+def look_at(model: HDMNet, image: Tensor, whole: Tensor, out: Output) -> Description:
+    """What was found: image [1, 3, H, W], normalised; whole [1, C, h, w], its f4; out: what the
+    model says of it, of which the prediction without the base learner counts."""
     logits = full_precision(out.final if out.meta is None else out.meta)
-    probability = logits[0].softmax(0)[1]
-    region = found_region(probability)
-    share = (probability > SURE).float().mean().clamp(min=LEAST / 20).log()
-    confidence = torch.stack([probability[region].mean(), share])
-    return Look(describe(model, image, region[None], whole), confidence)
+    region = found_region(logits[0].softmax(0)[1])
+    return describe(model, image, region[None], whole)
 
 
 def describe(model: HDMNet, image: Tensor, region: Tensor, whole: Tensor) -> Description:

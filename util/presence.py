@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from model.fewshot import map_tensors
 from model.layers import Encoder
-from model.presence import EVIDENCE, Description, Look, Presence, together
+from model.presence import EVIDENCE, Description, Presence
 from util.config import add_config_arguments
 from util.data.index import FoldIndex, build_index
 from util.data.transform import read_image, read_pair
@@ -82,10 +82,10 @@ class _Recorder:
     """In the place of :class:`Presence`: keeps what it would be asked about."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Look, Description]] = []
+        self.asked: list[tuple[Description, Description]] = []
 
-    def __call__(self, look: Look, supports: Description) -> float:
-        self.asked.append((look, supports))
+    def __call__(self, found: Description, supports: Description) -> float:
+        self.asked.append((found, supports))
         return 1.0
 
 
@@ -115,24 +115,14 @@ def fit(predictor: FewShotPredictor, count: int) -> Presence:
     recorder = predictor.presence = _Recorder()
     pairs = draw_pairs(index, cfg.fold.classes("train"), index.entries, count, cfg.manual_seed)
     asked = [pair for pair, _ in ask(predictor, index, pairs)]
-    looks = [map_tensors(look, torch.Tensor.cpu) for look, _ in recorder.asked]
-    supports = together(map_tensors(known, torch.Tensor.cpu) for _, known in recorder.asked)
+    looks = [map_tensors(look, torch.Tensor.cpu) for look in recorder.asked]
     classes = torch.tensor([pair.class_id for pair in asked])
     shown = torch.tensor([pair.shown for pair in asked])
 
     presence = Presence(predictor.model.encoder.channels[2])
-    objects = supports.features[:, 0]
-    evidence = torch.zeros(len(asked), len(EVIDENCE))
-    for class_id in classes.unique():
-        # As of a class that neither the space of comparison nor the base learner has seen.
-        own = cfg.fold.base_index(int(class_id)) + 1
-        others = (classes != class_id) | (classes == class_id).all()
-        _whiten(presence, objects[others], classes[others])
-        for n in (classes == class_id).nonzero()[:, 0].tolist():
-            known = Description(*(field[n] for field in supports))
-            evidence[n] = presence.evidence(looks[n], known, own)
+    _whiten(presence, torch.cat([known.features for _, known in looks]), classes)
+    evidence = torch.stack([presence.evidence(*look) for look in looks])
     _regress(presence, evidence, shown)
-    _whiten(presence, objects, classes)
     presence.threshold.copy_(presence.probability(evidence[shown]).quantile(CALLED_EMPTY))
     return presence
 
@@ -151,7 +141,7 @@ def _whiten(presence: Presence, features: Tensor, classes: Tensor) -> None:
 
 
 def _regress(presence: Presence, evidence: Tensor, shown: Tensor) -> None:
-    """Logistic regression of ``shown`` [N] on evidence [N, 6], by Newton's method."""
+    """Logistic regression of ``shown`` [N] on evidence [N, 4], by Newton's method."""
     presence.usual.copy_(evidence.mean(0))
     presence.spread.copy_(evidence.std(0).clamp(min=1e-6))
     standard = ((evidence - presence.usual) / presence.spread).double()

@@ -166,9 +166,9 @@ class FewShotPredictor(Predictor):
                 joined = join_shots([[support.encoding for support in supports]])
                 out = self.model.match(query, joined, size_of(tensor))
                 if self.presence is not None:
-                    look = look_at(self._hdmnet, tensor, query.f4, out)
+                    found = look_at(self._hdmnet, tensor, query.f4, out)
                     known = together(support.description for support in supports)
-                    presence[name] = float(self.presence(look, known))
+                    presence[name] = float(self.presence(found, known))
                 logits = restore(self._logits(out), content, size)[0]
                 torch.sub(logits[1], logits[0], out=odds[number])
                 if not odds[number].isfinite().all():
