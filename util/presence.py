@@ -32,7 +32,7 @@ from util.weights.identity import Use
 from util.weights.load import load_model, model_of, presence_of
 
 PICTURES = 400
-CALLED_EMPTY = 0.05  # of the pictures that show the class, in fitting
+CALLED_EMPTY = 0.03  # of the pictures that show the class, in fitting; of a new class more are
 SHRINK = 1.0  # of the within-class covariance towards the sphere, in units of its mean variance
 RIDGE = 1e-2
 NEWTON = 30  # steps: far more than it needs
