@@ -66,15 +66,15 @@ class Presence(nn.Module):
 
     def evidence(self, found: Description, supports: Description) -> Tensor:
         """:data:`EVIDENCE` [4] of what was found, for the descriptions of K supports."""
-        with torch.autocast(self.centre.device.type, enabled=False):
-            known = F.normalize(self._place(supports.features).mean(0), dim=-1)
-            alike = (self._place(found.features) * known).sum(-1)
+        known = F.normalize(self._place(supports.features).mean(0), dim=-1)
+        alike = (self._place(found.features) * known).sum(-1)
         taken = (found.names * supports.names.mean(0)).sqrt().sum(-1)  # Bhattacharyya's coefficient
         return torch.cat([alike, taken])
 
     def forward(self, found: Description, supports: Description) -> Tensor:
         """A probability, see :meth:`evidence`."""
-        return self.probability(self.evidence(found, supports))
+        with torch.autocast(self.centre.device.type, enabled=False):
+            return self.probability(self.evidence(found, supports))
 
     def probability(self, evidence: Tensor) -> Tensor:
         """Evidence [..., 4] -> [...]."""

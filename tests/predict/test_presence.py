@@ -82,6 +82,15 @@ def test_the_same_object_is_most_similar():
     assert presence.evidence(own, together([other])).abs().max() < 1e-6
 
 
+def test_it_is_told_in_full_precision_whatever_the_network_computes_in():
+    presence = Presence(4)
+    presence.weight.fill_(1 / 3)
+    found, known = (Description(torch.rand(2, 4), torch.rand(2, 3)) for _ in range(2))
+    expected = presence(found, together([known]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(presence(found, together([known])), expected)
+
+
 def test_what_the_base_learner_takes_objects_for_is_compared():
     presence = Presence(2)
     features = torch.ones(2, 2)
