@@ -170,14 +170,6 @@ class HDMNet(FewShotModel):
         inside = nearest(mask, size_of(f4))
         return SupportEncoding(f2, f3, hide(f4, inside), hide(f5, inside), self._gram(f2), mask)
 
-    @torch.no_grad()
-    def names(self, f4: Tensor) -> Tensor:
-        """What the base learner takes each place for: f4 [B, C, h, w] -> probabilities
-        [B, 1 + N, h, w], background first; without a base learner [B, 1, h, w], ones."""
-        if self.base_learner is None:
-            return torch.ones_like(f4[:, :1])
-        return full_precision(self.base_learner(self.head(self._rectified(f4)))).softmax(dim=1)
-
     def _object(self, mask: Tensor) -> Tensor:
         """uint8, 1 = object; 1 everywhere where masks are not used."""
         return (mask == 1).to(torch.uint8) if self.mask_support else torch.ones_like(mask)

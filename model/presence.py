@@ -104,8 +104,16 @@ def describe(model: HDMNet, image: Tensor, region: Tensor, whole: Tensor) -> Des
         share = F.adaptive_avg_pool2d(region[:, None].float(), size_of(whole))[0, 0]
         inside = share == share.max()
     both = torch.cat([alone, whole])
-    over = (both, model.names(both))
+    over = (both, names(model, both))
     return Description(*(full_precision(each)[:, :, inside].mean(-1) for each in over))
+
+
+def names(model: HDMNet, f4: Tensor) -> Tensor:
+    """What the base learner takes each place for: f4 [B, C, h, w] -> probabilities
+    [B, 1 + N, h, w], background first; without a base learner [B, 1, h, w], ones."""
+    if model.base_learner is None:
+        return torch.ones_like(f4[:, :1])
+    return full_precision(model.base_learner(model.head(F.relu(f4)))).softmax(dim=1)
 
 
 def together(descriptions: Iterable[Description]) -> Description:
