@@ -83,10 +83,9 @@ class EpisodeDataset(Dataset):
         rng = _generator(self.cfg.manual_seed, epoch, e)
         label = self.index.label(episode.class_id)
         class_index = self.fold.base_index(episode.class_id)
+        # A binary mask is that of its folder's class, which may not be the one asked for.
         shown = self.index.present[episode.query]
-        wanted, number = label, class_index + 1
-        if self.index.binary and episode.class_id not in shown:  # the mask is of another class
-            wanted, number = NOWHERE, self.fold.base_index(shown[0]) + 1
+        wanted = NOWHERE if self.index.binary and episode.class_id not in shown else label
 
         image, labels = self.transform(rng, *self._read(episode.query))
         images, masks = [], []
@@ -100,7 +99,7 @@ class EpisodeDataset(Dataset):
         return {
             "query_image": normalise(image),
             "query_mask": torch.from_numpy(object_mask(labels, wanted).astype(np.int64)),
-            "base_mask": _base_targets(labels, self._lut, number),
+            "base_mask": _base_targets(labels, self._lut, self.fold.base_index(shown[0]) + 1),
             "support_images": torch.stack(images),
             "support_masks": torch.stack(masks),
             "class_index": class_index,
