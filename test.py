@@ -27,6 +27,7 @@ from util.predict.figures import episode_figures
 from util.runtime import distributed
 from util.runtime.errors import FewShotError, run
 from util.runtime.files import expanded, refuse_input, user_path, write_json
+from util.runtime.processor import without_bf16
 from util.runtime.record import versions, write_run_record
 from util.runtime.rng import use_tf32
 from util.runtime.signals import StopRequest
@@ -104,8 +105,9 @@ def evaluate(
     distributed.on_main(lambda: check_writable(output))
     index = distributed.on_main(lambda: build_index(cfg, "test"))
 
-    if cfg.fold.note and distributed.is_main():
-        print(f"note: {cfg.fold.note}")
+    for note in filter(None, (cfg.fold.note, without_bf16(cfg.amp, device))):
+        if distributed.is_main():
+            print(f"note: {note}")
     evaluator = Evaluator(cfg, index, device)
     partial = Partial(output, stop, versions())
     result = evaluator.run(

@@ -21,6 +21,7 @@ from util.runtime import distributed
 from util.runtime.bars import progress
 from util.runtime.errors import Interrupted, NonFiniteLoss
 from util.runtime.files import expanded
+from util.runtime.processor import without_bf16
 from util.runtime.rng import seed_everything, use_tf32
 from util.runtime.signals import StopRequest
 from util.runtime.workers import dead_workers
@@ -74,7 +75,8 @@ def fit(
     distributed.barrier()
     log = RunLog(store.folder, first_step=at.iteration)
     previous = store.begin(resumed=at.iteration > 0) if distributed.is_main() else None
-    for note in filter(None, (*cfg.notes, cfg.fold.note, stage.start.note, *stage.notes)):
+    notes = (*cfg.notes, cfg.fold.note, stage.start.note, *stage.notes)
+    for note in filter(None, (*notes, without_bf16(cfg.amp, device))):
         log.say(note)
     if previous:
         log.say(f"an earlier run's checkpoints move to {previous} at the first save")

@@ -1,0 +1,21 @@
+"""What this machine's processor computes in."""
+
+from __future__ import annotations
+
+import torch
+
+BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+def without_bf16(amp: str, device: torch.device) -> str | None:
+    """What to say where ``amp`` asks for bf16 and the processor has no instructions for it.
+
+    None on GPUs, and where torch does not know (``get_capabilities`` is newer than torch 2.4).
+    """
+    if amp != "bf16" or device.type != "cpu":
+        return None
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    known = [bool(capabilities[name]) for name in BF16 if name in capabilities]
+    if not known or any(known):
+        return None
+    return "this processor has no bf16 instructions: amp off is faster here and more exact"
