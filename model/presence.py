@@ -4,9 +4,10 @@ A few-shot model is trained on pictures that show the class, and paints somethin
 too. The frozen part can tell: the object found and those of the supports are described by the means
 of the encoder's last features over them, once on the whole picture and once with all but the object
 hidden, and compared in a space where what differs between objects of one class counts little
-(whitened by the within-class covariance). They are compared, too, by what the base learner takes
-them for: of a class that it has not learned it knows what it resembles. A logistic regression over
-these gives a probability. How sure the few-shot prediction is does not count: it is surer of the
+(whitened by the within-class covariance): with each other, and by which of the classes that this
+was fitted on they resemble. They are compared, too, by what the base learner takes them for: of a
+class that it has not learned it knows what it resembles. A logistic regression over these gives a
+probability. How sure the few-shot prediction is does not count: it is surer of the
 classes that it was trained on, on which all this is fitted, than of those that it is asked about.
 """
 
@@ -25,7 +26,11 @@ from model.layers import full_precision, hide, nearest, size_of
 if TYPE_CHECKING:
     from model.hdmnet import HDMNet
 
-EVIDENCE = ("alone", "in place", "taken alone", "taken in place")
+EVIDENCE = (
+    *("alone", "in place"),
+    *("resembling alone", "resembling in place"),
+    *("taken alone", "taken in place"),
+)
 SURE = 0.5
 LEAST = 0.02  # of the picture is looked at, however little was found
 
@@ -41,23 +46,26 @@ class Description(NamedTuple):
 class Presence(nn.Module):
     """What was found and the supports' objects -> a probability that the class is there.
 
-    Buffers: ``centre`` [2, C] and ``whitening`` [2, C, C] of features; ``usual``, ``spread`` and
-    ``weight`` [4] of :data:`EVIDENCE`, ``bias``; ``threshold``: below it the class counts as not
-    found. All are fitted (:mod:`util.presence`), none is trained.
+    Buffers: ``centre`` [2, C] and ``whitening`` [2, C, C] of features; ``classes`` [M, 2, C], where
+    those that it was fitted on lie; ``usual``, ``spread`` and ``weight`` [6] of :data:`EVIDENCE`,
+    ``bias``; ``threshold``: below it the class counts as not found. All are fitted
+    (:mod:`util.presence`), none is trained.
     """
 
     centre: Tensor
     whitening: Tensor
+    classes: Tensor
     usual: Tensor
     spread: Tensor
     weight: Tensor
     bias: Tensor
     threshold: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, classes: int = 1) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(2, channels))
         self.register_buffer("whitening", torch.eye(channels).repeat(2, 1, 1))
+        self.register_buffer("classes", torch.zeros(classes, 2, channels))
         self.register_buffer("usual", torch.zeros(len(EVIDENCE)))
         self.register_buffer("spread", torch.ones(len(EVIDENCE)))
         self.register_buffer("weight", torch.zeros(len(EVIDENCE)))
@@ -65,11 +73,14 @@ class Presence(nn.Module):
         self.register_buffer("threshold", torch.zeros(()))
 
     def evidence(self, found: Description, supports: Description) -> Tensor:
-        """:data:`EVIDENCE` [4] of what was found, for the descriptions of K supports."""
-        known = F.normalize(self._place(supports.features).mean(0), dim=-1)
-        alike = (self._place(found.features) * known).sum(-1)
+        """:data:`EVIDENCE` [6] of what was found, for the descriptions of K supports."""
+        known = F.normalize(self.place(supports.features).mean(0), dim=-1)
+        both = torch.stack([self.place(found.features), known])
+        alike = both.prod(0).sum(-1)
+        resembling = torch.einsum("mkc,bkc->bkm", self.classes, both)
+        resembling = resembling - resembling.mean(-1, keepdim=True)  # correlated over the classes
         taken = (found.names * supports.names.mean(0)).sqrt().sum(-1)  # Bhattacharyya's coefficient
-        return torch.cat([alike, taken])
+        return torch.cat([alike, F.cosine_similarity(resembling[0], resembling[1], dim=-1), taken])
 
     def forward(self, found: Description, supports: Description) -> Tensor:
         """A probability, see :meth:`evidence`."""
@@ -77,11 +88,11 @@ class Presence(nn.Module):
             return self.probability(self.evidence(found, supports))
 
     def probability(self, evidence: Tensor) -> Tensor:
-        """Evidence [..., 4] -> [...]."""
+        """Evidence [..., 6] -> [...]."""
         standard = (evidence - self.usual) / self.spread
         return (standard @ self.weight + self.bias).sigmoid()
 
-    def _place(self, features: Tensor) -> Tensor:
+    def place(self, features: Tensor) -> Tensor:
         """[..., 2, C] -> the same in the space of comparison, of length 1."""
         centred = (features - self.centre)[..., None, :]
         return F.normalize((centred @ self.whitening)[..., 0, :], dim=-1)
@@ -114,6 +125,16 @@ def names(model: HDMNet, f4: Tensor) -> Tensor:
     if model.base_learner is None:
         return torch.ones_like(f4[:, :1])
     return full_precision(model.base_learner(model.head(F.relu(f4)))).softmax(dim=1)
+
+
+def unlearned(description: Description, number: int) -> Description:
+    """The same as a base learner that had never learned its class ``number`` would name it."""
+    if description.names.shape[-1] == 1:
+        return description
+    others = description.names.clone()
+    others[..., 1 + number] = 0
+    others = others / others.sum(-1, keepdim=True).clamp(min=torch.finfo(others.dtype).tiny)
+    return description._replace(names=others)
 
 
 def together(descriptions: Iterable[Description]) -> Description:

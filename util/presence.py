@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from model.fewshot import map_tensors
 from model.layers import Encoder
-from model.presence import EVIDENCE, Description, Presence
+from model.presence import EVIDENCE, Description, Presence, unlearned
 from util.config import add_config_arguments
 from util.data.index import FoldIndex, build_index
 from util.data.transform import read_image, read_pair
@@ -109,17 +110,27 @@ def ask(
 
 @torch.inference_mode()
 def fit(predictor: FewShotPredictor, count: int) -> Presence:
-    """A new :class:`Presence`, from ``count`` pictures with a base class and as many without it."""
+    """A new :class:`Presence`, from ``count`` pictures with a base class and as many without it.
+
+    The class that is asked about counts as one that the base learner has not learned: so will be
+    those that presence is asked about.
+    """
     cfg = predictor.cfg
     index = build_index(cfg, "train")
     recorder = predictor.presence = _Recorder()
     pairs = draw_pairs(index, cfg.fold.classes("train"), index.entries, count, cfg.manual_seed)
     asked = [pair for pair, _ in ask(predictor, index, pairs)]
-    looks = [map_tensors(look, torch.Tensor.cpu) for look in recorder.asked]
+    looks = [
+        [
+            unlearned(map_tensors(each, Tensor.cpu), cfg.fold.base_index(pair.class_id))
+            for each in look
+        ]
+        for look, pair in zip(recorder.asked, asked, strict=True)
+    ]
     classes = torch.tensor([pair.class_id for pair in asked])
     shown = torch.tensor([pair.shown for pair in asked])
 
-    presence = Presence(predictor.model.encoder.channels[2])
+    presence = Presence(predictor.model.encoder.channels[2], len(classes.unique()))
     _whiten(presence, torch.cat([known.features for _, known in looks]), classes)
     evidence = torch.stack([presence.evidence(*look) for look in looks])
     _regress(presence, evidence, shown)
@@ -128,7 +139,7 @@ def fit(predictor: FewShotPredictor, count: int) -> Presence:
 
 
 def _whiten(presence: Presence, features: Tensor, classes: Tensor) -> None:
-    """Centre and whitening from features [N, 2, C] of objects of known classes [N]."""
+    """The space, and the classes in it, from features [N, 2, C] of objects of classes [N]."""
     features = features.double()
     presence.centre.copy_(features.mean(0))
     each = [features[classes == class_id] for class_id in classes.unique()]
@@ -138,10 +149,12 @@ def _whiten(presence: Presence, features: Tensor, classes: Tensor) -> None:
         ridge = SHRINK * covariance.diagonal().mean() * torch.eye(len(covariance))
         values, vectors = torch.linalg.eigh(covariance + ridge)
         presence.whitening[kind].copy_(vectors / values.sqrt())
+    places = [presence.place(own.to(presence.centre)).mean(0) for own in each]
+    presence.classes.copy_(F.normalize(torch.stack(places), dim=-1))
 
 
 def _regress(presence: Presence, evidence: Tensor, shown: Tensor) -> None:
-    """Logistic regression of ``shown`` [N] on evidence [N, 4], by Newton's method."""
+    """Logistic regression of ``shown`` [N] on evidence [N, 6], by Newton's method."""
     presence.usual.copy_(evidence.mean(0))
     presence.spread.copy_(evidence.std(0).clamp(min=1e-6))
     standard = ((evidence - presence.usual) / presence.spread).double()

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from model import build_model
-from model.presence import EVIDENCE, Description, Presence, describe, found_region, together
+from model.presence import (
+    EVIDENCE,
+    Description,
+    Presence,
+    describe,
+    found_region,
+    together,
+    unlearned,
+)
 from tests.own_pictures import disc, small_config
 from tests.training_case import ROOT, make_data
 from util.config import load_config
@@ -64,21 +72,23 @@ def test_fitting_finds_what_tells_classes_apart():
     descriptions = torch.randn(200, 2, 6, generator=rng, dtype=torch.float64)
     descriptions[..., 0] *= 10  # within a class
     descriptions[..., 1] += 4 * classes[:, None]
-    presence = Presence(6)
+    presence = Presence(6, classes=4)
     _whiten(presence, descriptions, classes)
     within = presence.whitening[0] @ presence.whitening[0].T  # the inverse covariance
     assert within[0, 0] < within[1, 1] / 2
     evidence = torch.randn(200, len(EVIDENCE), generator=rng)
     shown = evidence[:, 1] + 0.1 * torch.randn(200, generator=rng) > 0
     _regress(presence, evidence, shown)
-    assert presence.weight[1] > 5 * presence.weight[[0, 2, 3]].abs().max()
+    assert presence.weight[1] > 5 * presence.weight[[0, 2, 3, 4, 5]].abs().max()
 
 
 def test_the_same_object_is_most_similar():
     presence = Presence(4)
     first, second = (torch.eye(4)[n].expand(2, 4) for n in range(2))
     own, other = Description(first, first), Description(second, second)
-    assert torch.allclose(presence.evidence(own, together([own, own])), torch.ones(4))
+    presence.classes = torch.rand(5, 2, 4)
+    assert torch.allclose(presence.evidence(own, together([own, own])), torch.ones(6))
+    presence.classes.fill_(1)  # nothing to tell them apart by
     assert presence.evidence(own, together([other])).abs().max() < 1e-6
 
 
@@ -91,6 +101,18 @@ def test_it_is_told_in_full_precision_whatever_the_network_computes_in():
         assert torch.equal(presence(found, together([known])), expected)
 
 
+def test_objects_that_resemble_the_same_classes_are_alike():
+    """Two novel objects, orthogonal to each other, beside two classes that both are near or far."""
+    presence = Presence(4, classes=2)
+    presence.classes[:, :] = torch.eye(4)[:2, None]
+    near = torch.tensor([[1.0, 0, 2, 0], [1, 0, 0, 2], [0, 1, 0, 2]])[:, None].expand(3, 2, 4)
+    first, second, third = (Description(each, torch.eye(2)) for each in near)
+    alike, resembling, _ = presence.evidence(first, together([second])).split(2)
+    assert (alike - 0.2).abs().max() < 1e-6 and (resembling - 1).abs().max() < 1e-6
+    alike, resembling, _ = presence.evidence(first, together([third])).split(2)
+    assert alike.abs().max() < 1e-6 and (resembling + 1).abs().max() < 1e-6
+
+
 def test_what_the_base_learner_takes_objects_for_is_compared():
     presence = Presence(2)
     features = torch.ones(2, 2)
@@ -98,6 +120,17 @@ def test_what_the_base_learner_takes_objects_for_is_compared():
     asked = Description(features, torch.tensor([[0.1, 0.1, 0.8], [0, 1, 0]]))
     *_, alone, in_place = presence.evidence(found, together([asked]))
     assert torch.isclose(alone, torch.tensor(0.1 + 0.06**0.5 + 0.24**0.5)) and in_place == 0
+
+
+def test_a_class_counts_as_unlearned_in_fitting():
+    """Its probability goes to the others by their shares; with nothing left, nothing is alike."""
+    names = torch.tensor([[0.1, 0.6, 0.3], [0, 1, 0]])
+    described = Description(torch.ones(2, 2), names)
+    features, others = unlearned(described, 0)
+    assert torch.equal(features, described.features)
+    assert torch.allclose(others, torch.tensor([[0.25, 0, 0.75], [0, 0, 0]]))
+    alone = described._replace(names=torch.ones(2, 1))  # no base learner
+    assert torch.equal(unlearned(alone, 0).names, alone.names)
 
 
 def test_an_object_thinner_than_the_grid_is_described():

@@ -66,7 +66,7 @@ def presence_of(content: Mapping[str, Any], weight: str | Path) -> Presence | No
     if state is None:
         return None
     try:
-        presence = Presence(state["centre"].shape[1])
+        presence = Presence(state["centre"].shape[1], len(state["classes"]))
         presence.load_state_dict(state)
     except (RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise FewShotError(
