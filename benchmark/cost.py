@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmark.cases import autocast, episodes
+from benchmark.cases import episodes
 from benchmark.measure import MIB, machine, operations, peak_memory, shares
 from model import build_model
 from model.fewshot import FewShotModel, split_shots
 from util.config import Config, add_config_arguments, load_config
-from util.evaluate import AMP
 from util.runtime.errors import FewShotError, run, told_of
 from util.runtime.files import refuse_input, user_path, write_json
+from util.runtime.processor import precision
 
 OBJECT_SHARE = 0.2
 PARTS = ("pyramid", "matching", "decoder")
@@ -62,7 +62,7 @@ def cost(cfg: Config, device: torch.device, repeats: int = 5) -> dict[str, Any]:
     torch.manual_seed(0)
     model = build_model(cfg).to(device).eval()
     model.derive()
-    with torch.inference_mode(), autocast(device, AMP[cfg.amp]):
+    with torch.inference_mode(), precision(cfg.amp, device):
         call = episode(model, cfg, device)
         times = []
         for turn in range(1 + repeats):

@@ -22,7 +22,8 @@ class MLP(nn.Sequential):
 class Decoder(nn.Module):
     """X_1 … X_S (finest first, [B, C, h_l, w_l]) -> logits [B, 2, h_1, w_1].
 
-    X'_S = MLP_S(X_S); X'_l = MLP_l(X_l + ζ(X'_{l+1})) + ζ(X'_{l+1}), ζ bilinear.
+    X'_S = MLP_S(X_S); X'_l = MLP_l(X_l + ζ(X'_{l+1})) + ζ(X'_{l+1}), ζ bilinear; each of these MLPs
+    ends with a ReLU and has none inside.
     """
 
     def __init__(self, dim: int, stages: int) -> None:

@@ -103,7 +103,6 @@ class HDMNet(FewShotModel):
     ) -> None:
         super().__init__()
         self.stacked = hierarchy == "stacked"
-        self.corrected = fidelity == "corrected"
         self.shot = shot
         self.distill = distill
         self.temperature = temperature
@@ -126,8 +125,10 @@ class HDMNet(FewShotModel):
             MatchingBlock(DIM, PRIOR_CHANNELS, MATCHERS[matching]) for _ in range(stages)
         )
         self.decoder = Decoder(DIM, stages)
-        fusion = (shot, kshot_trans_dim, self.corrected, own_class == "unlearned")
-        self.ensemble = Ensemble(*fusion) if ensemble else None
+        self.ensemble = None
+        if ensemble:
+            restored, unlearned = fidelity == "corrected", own_class == "unlearned"
+            self.ensemble = Ensemble(shot, kshot_trans_dim, restored, unlearned)
         initialise(self.pyramid)
         initialise(self.matching)
         if not ensemble:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.layers import ConvNorm, align, full_precision
 from model.pyramid import EPS, MixFFN, Projections, join_heads, split_heads, to_map
 
-TEMPERATURE = 0.1
+COSINE_T = 0.1
 HEADS = 2
 TINY = 1e-9
 
@@ -36,7 +36,7 @@ def correlation(query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> tup
     Returns the attended values [B, heads, N, d] and the mean correlation [B, N].
     """
     cosine = torch.matmul(F.normalize(query, dim=3), F.normalize(key, dim=3).mT)
-    c = cosine / TEMPERATURE
+    c = cosine / COSINE_T
     inside = valid[:, None, None, :].to(c.dtype)
     weights = c.softmax(dim=2) * inside
     mean = (c * inside).sum(dim=3) / (inside.sum(dim=3) + TINY)

@@ -98,12 +98,17 @@ class Presence(nn.Module):
         return F.normalize((centred @ self.whitening)[..., 0, :], dim=-1)
 
 
-def look_at(model: HDMNet, image: Tensor, whole: Tensor, out: Output) -> Description:
+def look_at(
+    model: HDMNet, image: Tensor, whole: Tensor, out: Output, content: tuple[int, int]
+) -> Description:
     """What was found: image [1, 3, H, W], normalised; whole [1, C, h, w], its f4; out: what the
-    model says of it, of which the prediction without the base learner counts."""
-    logits = full_precision(out.final if out.meta is None else out.meta)
-    region = found_region(logits[0].softmax(0)[1])
-    return describe(model, image, region[None], whole)
+    model says of it, of which the prediction without the base learner counts; content: height and
+    width of the picture in it, from its top left corner: the rest is padding."""
+    height, width = content
+    logits = full_precision(out.final if out.meta is None else out.meta)[0, :, :height, :width]
+    region = torch.zeros_like(image[:, 0], dtype=torch.bool)
+    region[0, :height, :width] = found_region(logits.softmax(0)[1])
+    return describe(model, image, region, whole)
 
 
 def describe(model: HDMNet, image: Tensor, region: Tensor, whole: Tensor) -> Description:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.fewshot import map_tensors
-from model.layers import Encoder
+from model.hdmnet import HDMNet
 from model.presence import EVIDENCE, Description, Presence, unlearned
 from util.config import add_config_arguments
 from util.data.index import FoldIndex, build_index
@@ -217,7 +217,7 @@ def main() -> None:
     use = Use.EVALUATION if args.command == "measure" else Use.PREDICTION
     content = read_checkpoint(weight)
     model = load_model(cfg, weight, use=use, content=content)
-    if not isinstance(getattr(model, "encoder", None), Encoder):
+    if not isinstance(model, HDMNet):
         raise FewShotError(f"{cfg.source}: {cfg.arch} cannot tell presence, HDMNet can")
     if args.command == "fit":
         presence = fit(FewShotPredictor(model, cfg), args.pictures)

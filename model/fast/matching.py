@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.fast.cpu.folded_conv import Options, fold, fused
 from model.fast.derived import Derives, compute_dtype
-from model.matching import TEMPERATURE, TINY, Matcher, MatchingBlock, attention, correlation
+from model.matching import COSINE_T, TINY, Matcher, MatchingBlock, attention, correlation
 from model.pyramid import MixFFN
 
 # A tile of exp(C): so many support positions at least, so many elements (in float32, 4 MiB that
@@ -31,7 +31,7 @@ def correlation_tiled(
     q·k_j is q · mean(k_j).
     """
     inside = valid[:, None, :, None].to(key.dtype)
-    query = F.normalize(query, dim=3) / TEMPERATURE
+    query = F.normalize(query, dim=3) / COSINE_T
     key = F.normalize(key, dim=3) * inside
     value = value * inside
     keep = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)

@@ -206,6 +206,18 @@ def test_any_number_of_supports_without_retraining():
         assert torch.isfinite(run(model, data).final).all()
 
 
+@pytest.mark.parametrize("ensemble", [True, False])
+def test_a_support_given_five_times_says_what_it_says_once(ensemble):
+    """In a model of one shot: the sum over the supports' positions is brought to one's."""
+    data = episode((65, 65), 1, 1, 3, dtype=torch.float64)
+    again = {key: data[key].repeat_interleave(5, 1) for key in ("support_images", "support_masks")}
+    for model in twins(0, shot=1, ensemble=ensemble):
+        with torch.no_grad():
+            once, five = run(model, data), run(model, data | again)
+        assert_same(five.final, once.final, 1e-9)
+        assert_same(five.correlations[0], once.correlations[0], 1e-9)
+
+
 def test_learnable_parameters_as_published():
     model = build(0, backbone="resnet50", width=64, num_base=15)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -231,6 +231,26 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(case, monkeypat
     assert (folder / "last.pth").read_bytes() == before
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_move(case, monkeypatch):
+    """The loss is 0 more than it was, by a root whose slope at 0 is infinite."""
+    run(case, "stage2", "slope", max_iterations=2, evaluate=False)
+    folder = configure(case, "stage2", name="slope").exp_dir()
+    before = (folder / "last.pth").read_bytes()
+    losses = EpisodicStage.forward
+
+    def poisoned(self, batch):
+        terms = losses(self, batch)
+        weight = next(p for p in self.parameters() if p.requires_grad)
+        root = (0 * weight).abs().sqrt().sum()
+        return {**terms, "main": terms["main"]._replace(value=terms["main"].value + root)}
+
+    monkeypatch.setattr(EpisodicStage, "forward", poisoned)
+    words = r"the gradient at iteration 3 is not finite \(main \d.*files: .*\.jpg.*last\.pth"
+    with pytest.raises(NonFiniteLoss, match=words):
+        run(case, "stage2", "slope", resume="auto", max_iterations=4, evaluate=False)
+    assert (folder / "last.pth").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "stage, kind, files", [("stage1", BaseStage, 1), ("stage2", EpisodicStage, 2)]
 )

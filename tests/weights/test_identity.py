@@ -169,6 +169,13 @@ def test_more_supports_than_trained_with_are_welcome(folder, tmp_path):
                     "alike in the ensemble"]  # fmt: skip
 
 
+@pytest.mark.parametrize("ensemble", [True, False])
+def test_the_number_trained_with_comes_with_the_weights(folder, tmp_path, ensemble):
+    """Matching scales by it too, so a model without an ensemble needs it as much."""
+    path = save(configure(folder, shot=2, ensemble=ensemble), tmp_path / "w.pth")
+    assert load_model(configure(folder, shot=5, ensemble=ensemble), path).shot == 2
+
+
 def test_weights_alone_bring_their_own_configuration(folder, tmp_path):
     path = save(configure(folder, hierarchy="stacked", split=1), tmp_path / "w.pth")
     cfg, weight = model_of(None, path)

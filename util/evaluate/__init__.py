@@ -1,7 +1,7 @@
 """Evaluation: which episodes (plan), the way through them (walk), counts (tally), all of it for one
 fold (engine), what is kept when it is stopped (partial), what comes out (result)."""
 
-from util.evaluate.engine import AMP, Evaluator, precision
+from util.evaluate.engine import Evaluator
 from util.evaluate.partial import Partial
 from util.evaluate.plan import Job, Task, plan_jobs, plan_tasks
 from util.evaluate.result import METRICS, Result, grid, percent
@@ -9,7 +9,6 @@ from util.evaluate.tally import Tally
 from util.evaluate.walk import episodes_at_once
 
 __all__ = [
-    "AMP",
     "METRICS",
     "Evaluator",
     "Job",
@@ -22,5 +21,4 @@ __all__ = [
     "percent",
     "plan_jobs",
     "plan_tasks",
-    "precision",
 ]

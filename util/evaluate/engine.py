@@ -22,7 +22,6 @@ import torch
 from tqdm import tqdm
 
 from model.fewshot import FewShotModel
-from util.config import Config
 from util.evaluate.partial import Partial, files_state
 from util.evaluate.plan import (
     Job,
@@ -37,16 +36,8 @@ from util.evaluate.tally import Tally
 from util.evaluate.walk import Naive, Walk, episodes_at_once
 from util.runtime import distributed
 from util.runtime.errors import FewShotError, Interrupted, told_of
+from util.runtime.processor import precision
 from util.weights.fingerprint import fingerprint
-
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def precision(cfg: Config, device: torch.device) -> torch.autocast:
-    """Around what a model computes on ``device``: the precision that ``cfg.amp`` asks for."""
-    dtype = AMP[cfg.amp]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
 
 SAME_COUNTS = ("workers", "cache_gb", "exp_root", "weight")  # options that counts don't depend on
 
@@ -115,7 +106,7 @@ class Evaluator(Setting):
         model.derive()
         failure = None
         try:
-            with torch.inference_mode(), precision(self.cfg, self.device):
+            with torch.inference_mode(), precision(self.cfg.amp, self.device):
                 total = sum(len(job.tasks) for job in jobs)
                 bar = tqdm(
                     total=total,

@@ -29,7 +29,7 @@ class OnnxPredictor(Predictor):
     """A model that was exported, ready for pictures of any size.
 
     It does what :class:`~util.predict.predictor.FewShotPredictor` does, in the same words, without
-    PyTorch.
+    PyTorch; presence is not exported, so every class is looked for in every picture.
 
     Args:
         folder: with ``support.onnx`` and ``query.onnx``.

@@ -22,9 +22,9 @@ from model.layers import size_of
 from model.presence import Description, describe, look_at, together
 from util.config import Config
 from util.data.transform import normalise, restore, val_transform
-from util.evaluate import precision
 from util.predict.base import Prediction, Predictor, not_finite
 from util.runtime.errors import FewShotError, told_of
+from util.runtime.processor import precision
 from util.weights.checkpoint import read_checkpoint
 from util.weights.identity import Use
 from util.weights.load import SHIPPED_HEAD, load_model, presence_of, shipped, weight_file
@@ -147,7 +147,8 @@ class FewShotPredictor(Predictor):
         The query is encoded once and matched with each class. With one class the mask is the
         model's own decision. With several, each class gives the log-odds z_c of object against
         background; probabilities are softmax(0, z_1, ..., z_C), so that background wins where every
-        class alone would say background, and elsewhere the class that is surest.
+        class alone would say background, and elsewhere the class that is surest. A class whose
+        presence is below the threshold is in no mask; its probabilities are told all the same.
 
         Args:
             image: as for :meth:`add_support`.
@@ -158,7 +159,7 @@ class FewShotPredictor(Predictor):
         size = pixels.shape[:2]
         tensor = self._tensor(self._fit(pixels)[0])
         content = self._fit.content(*size)
-        with torch.inference_mode(), precision(self.cfg, self.device):
+        with torch.inference_mode(), precision(self.cfg.amp, self.device):
             query = self.model.prepare_query(self.model.encode_query(tensor))
             odds = torch.zeros(1 + len(self._supports), *size, device=self.device)
             priors, correlations, presence = {}, {}, {}
@@ -166,7 +167,7 @@ class FewShotPredictor(Predictor):
                 joined = join_shots([[support.encoding for support in supports]])
                 out = self.model.match(query, joined, size_of(tensor))
                 if self.presence is not None:
-                    found = look_at(self._hdmnet, tensor, query.f4, out)
+                    found = look_at(self._hdmnet, tensor, query.f4, out, content)
                     known = together(support.description for support in supports)
                     presence[name] = float(self.presence(found, known))
                 logits = restore(self._logits(out), content, size)[0]
@@ -186,7 +187,7 @@ class FewShotPredictor(Predictor):
         mask_tensor = torch.from_numpy(mask)[None]
         if not self.model.host_masks:
             mask_tensor = mask_tensor.to(self.device)
-        with torch.inference_mode(), precision(self.cfg, self.device):
+        with torch.inference_mode(), precision(self.cfg.amp, self.device):
             tensor = self._tensor(image)
             encoding = self.model.encode_support(tensor, mask_tensor)
             encoding = self.model.prepare_support(encoding)

@@ -19,9 +19,9 @@ from model.registry import requirements
 from util.config import Config
 from util.config.schema import ROLES
 from util.data.sources import find_pairs
-from util.evaluate import precision
 from util.reproduce.steps import Step
 from util.runtime.errors import FewShotError
+from util.runtime.processor import precision
 
 SLOTS = {"sgd": 1, "adam": 2, "adamw": 2}  # numbers that an optimiser keeps beside each it learns
 _OBJECT = 0.1  # share of the object in the support that is measured with
@@ -99,7 +99,7 @@ class Estimator:
             return {key: self._step(model, cfg, side)}
         model.eval()
         image = torch.randn(1, 3, side, side, device=self.device)
-        with torch.inference_mode(), precision(cfg, self.device):
+        with torch.inference_mode(), precision(cfg.amp, self.device):
             if not isinstance(model, FewShotModel):
                 return {key: self._seconds_of(partial(model, image))}
             model.derive()
@@ -138,7 +138,7 @@ class Estimator:
         return self._seconds_of(lambda: self._backward(cfg, losses))
 
     def _backward(self, cfg: Config, losses: Callable[[], Any]) -> None:
-        with precision(cfg, self.device):
+        with precision(cfg.amp, self.device):
             terms = losses()
         total(terms).backward()
 

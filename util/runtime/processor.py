@@ -1,10 +1,17 @@
-"""What this machine's processor computes in."""
+"""What a processor computes in."""
 
 from __future__ import annotations
 
 import torch
 
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+def precision(amp: str, device: torch.device) -> torch.autocast:
+    """Around what a model computes on ``device``: the precision that the key ``amp`` names."""
+    dtype = AMP[amp]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def without_bf16(amp: str, device: torch.device) -> str | None:

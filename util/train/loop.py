@@ -54,9 +54,9 @@ def fit(
 ) -> None:
     """Train the stage that ``make(cfg, device)`` gives to its end.
 
-    Everything that can be wrong shows before anything is written. Raises NonFiniteLoss (weights
-    and checkpoints stay as they were), Interrupted when ``stop`` was asked (after saving), and
-    FewShotError for files that cannot be used.
+    Everything that can be wrong shows before earlier results are touched. Raises NonFiniteLoss for
+    losses and gradients (weights and checkpoints stay as they were), Interrupted when ``stop`` was
+    asked (after saving), and FewShotError for files that cannot be used.
     """
     seed_everything(cfg.manual_seed)
     use_tf32(cfg.tf32)
@@ -74,7 +74,7 @@ def fit(
     at = starting_point(resume, store, model, optimizer, scaler, plan, cfg, stage.start.seen)
     distributed.barrier()
     log = RunLog(store.folder, first_step=at.iteration)
-    previous = store.begin(resumed=at.iteration > 0) if distributed.is_main() else None
+    previous = distributed.on_main(lambda: store.begin(resumed=at.iteration > 0))
     notes = (*cfg.notes, cfg.fold.note, stage.start.note, *stage.notes)
     for note in filter(None, (*notes, without_bf16(cfg.amp, device))):
         log.say(note)
@@ -124,17 +124,19 @@ def fit(
         with closing(steps), bar:  # ends the worker processes, whatever happens
             for step, batches in enumerate(bar, first + 1):
                 update_lr(optimizer, cfg, at.iteration + 1, total)
-                losses, bad_files = gradient(batches, at.iteration + 1)
+                losses, norm, bad_files = gradient(batches, at.iteration + 1)
 
                 # All processes agree on what happened before the weights move.
-                *values, stopping = distributed.sum_floats([*losses.values(), float(stop.asked)])
+                shared = [*losses.values(), norm, float(stop.asked)]
+                *values, norm, stopping = distributed.sum_floats(shared)
                 losses = dict(zip(losses, values, strict=True))
                 told = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                if not all(map(math.isfinite, values)):
+                if not all(map(math.isfinite, [*values, norm])):
+                    what = "gradient" if all(map(math.isfinite, values)) else "loss"
                     shown = [f for files in distributed.gather_objects(bad_files) for f in files]
                     message = (
-                        f"the loss at iteration {at.iteration + 1} is not finite ({told}); files: "
-                        f"{', '.join(shown)}; last good checkpoint: {store.newest_path()}"
+                        f"the {what} at iteration {at.iteration + 1} is not finite ({told}); "
+                        f"files: {', '.join(shown)}; last good checkpoint: {store.newest_path()}"
                     )
                     distributed.fail(NonFiniteLoss(message))
                 scaler.step(optimizer)

@@ -120,8 +120,9 @@ def load_model(
     of the learned part, from the file and ``base_weight`` (over the encoder: ``pretrained``).
     content: of the file, where it was read before.
 
-    It takes any number of supports: the K-shot reweighting network is built for the number that
-    it was trained with, and any other number counts alike. ``say`` is told when that is so for
+    It takes any number of supports: the model is built for the number that it was trained with,
+    which the K-shot reweighting network and else the file's configuration tell, and any other
+    number counts alike. ``say`` is told when that is so for
     ``cfg.shot`` in an evaluation, and what cannot be known about the weights. Raises FewShotError
     when the file does not fit, was trained with other options or on classes that ``cfg`` holds
     out, or when ``cfg`` is about a base learner.
@@ -130,7 +131,8 @@ def load_model(
     label = f"weight file {weight}"
     exported = content.get("format") == EXPORT
     origin = origin_of(content, label)
-    shot = trained_shot(content["learned"] if exported else content, label) or cfg.shot
+    ensemble = trained_shot(content["learned"] if exported else content, label)
+    shot = ensemble or (cfg if origin is None else origin.cfg).shot
     options = cfg.replace(shot=shot)
     if use is Use.PREDICTION and origin is not None and origin.fold is not None:
         options = options.about(origin.fold)  # one's own classes: no data set is needed
@@ -145,7 +147,7 @@ def load_model(
         load_learned(model, weight)
     else:
         load_weights(model, content, complete=True, label=label)
-    if use is Use.EVALUATION and shot != cfg.shot:
+    if use is Use.EVALUATION and ensemble not in (None, cfg.shot):
         notes.append(
             f"{weight} was trained with {shot} support(s) an episode; the {cfg.shot} here count "
             "alike in the ensemble"
