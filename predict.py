@@ -261,8 +261,9 @@ def main() -> None:
         raise FewShotError("no supports: give --support IMAGE MASK [CLASS] or --supports PATH")
     output = Path(options.output)
     queries, passed_over = find_queries(options.query, output)
-    if passed_over:
-        print(f"results, not queries: {', '.join(map(str, passed_over))}", file=sys.stderr)
+    for what, among in (("results, not queries", True), ("of kinds to be named one by one", False)):
+        if told := [str(path) for path in passed_over if path.is_dir() == among]:
+            print(f"{what}: {', '.join(told)}", file=sys.stderr)
     if options.threshold is not None:
         settings["threshold"] = options.threshold
     if options.refine is not None:

@@ -74,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if cfg.fold.note:
         print(f"note: {cfg.fold.note}")
     if by_folder(cfg):
-        others = report["no_classes"] = list(find_pairs(cfg, cfg.fold, "val").passed_over)
-        if others:
-            print(f"{cfg.data_root}: {len(others)} folder(s) are no classes: {', '.join(others)}")
+        skipped = report["no_classes"] = list(find_pairs(cfg, cfg.fold, "val").passed_over)
+        if skipped:
+            print(f"{cfg.data_root}: {len(skipped)} folder(s) are no classes: {', '.join(skipped)}")
     if options.check:
         report["lists"] = check(cfg)
     elif not options.stats:

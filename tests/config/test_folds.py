@@ -152,6 +152,10 @@ def test_own_lists_need_class_names_that_are_unique():
         fold_of(make(data_set="mine"))
     with pytest.raises(FewShotError, match="'a' stands there twice"):
         fold_of(make(data_set="mine", class_names=("a", "a")))
+    with pytest.raises(FewShotError, match="'_background_' is no class"):
+        fold_of(make(data_set="mine", class_names=("_background_", "a")))
+    with pytest.raises(FewShotError, match="'caf\u00e9' stands there twice"):
+        fold_of(make(data_set="mine", class_names=("caf\u00e9", "cafe\u0301")))
     with pytest.raises(FewShotError, match="254"):
         fold_of(make(data_set="mine", class_names=tuple(map(str, range(300)))))
 

@@ -17,6 +17,7 @@ from tests.own_pictures import disc, with_orientation, write
 from tests.prepare_trees import runs
 from util.data.coco import CocoFile
 from util.data.shapes import box_mask, polygon_mask, run_length_mask
+from util.predict.supports import supports_in
 from util.prepare import coco as prepare
 from util.runtime.errors import FewShotError
 
@@ -270,6 +271,8 @@ BAD_SHAPES = [
     ("reaches 45,3, outside", [[2, 3, 45, 3, 8, 9]]),
     ("reaches -9,3, outside", [[2, 3, -9, 3, 8, 9]]),
     ("flat list", [[[2, 3], [8, 3], [8, 9]]]),
+    ("flat list", [[[2, 3], [8, 3], [8, 9], [2, 9]]]),
+    ("flat list", [[[2, 3], [8, 3]]]),
     ("flat list", [2, 3, 8, 3, 8, 9]),
     ("flat list", [[2, 3, 8, 3, 8, 9, 4]]),
     ("flat list", [["2", "3", "8", "3", "8", "9"]]),
@@ -352,3 +355,26 @@ def test_files_that_are_no_json(tmp_path):
             CocoFile(path)
     with pytest.raises(FewShotError, match=r"none\.json cannot be read as JSON \(No such file"):
         CocoFile(tmp_path / "none.json")
+
+
+def test_what_no_picture_shows_is_named(tmp_path):
+    write(tmp_path / "s.png", disc(SIZE, 0)[0])
+    content = annotations([SQUARE], names=["s.png", "gone.png", "bare.png"])
+    content["annotations"][2]["image_id"] = 9
+    saved(tmp_path, content)
+    found, left_out = supports_in(tmp_path)
+    assert [support.class_name for support in found] == ["cup"] and left_out == [
+        f"{tmp_path}/c.json: left out: 1 picture (gone.png) not found",
+        f"{tmp_path}/c.json: left out: 1 annotation (43) of none it lists",
+    ]
+    assert supports_in(tmp_path / "c.json")[1] == left_out
+    with pytest.raises(FewShotError, match=r"c\.json: 1 annotation \(43\) of no picture it lists"):
+        prepare.read_instances(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("asked", ["caf\u00e9", "cafe\u0301", " caf\u00e9 "])
+@pytest.mark.parametrize("written", ["caf\u00e9", "cafe\u0301 "])
+def test_accents_and_blanks_make_no_other_class(tmp_path, written, asked):
+    content = annotations([SQUARE], categories=[(1, written)])
+    mask, _ = saved(tmp_path, content).support_mask(tmp_path / "s.png", asked, [SIZE])
+    assert (mask == drawn([SQUARE], SIZE)).all()

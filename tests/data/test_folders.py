@@ -109,6 +109,7 @@ def test_data_sets_and_supports_read_the_same_pairs_or_refuse_alike(
     [
         (["1.JPG", "1.PNG"], ["1.JPG 1.PNG"]),
         (["1.jpeg", "1.bmp", "2.webp", "2.tiff"], ["1.jpeg 1.bmp", "2.webp 2.tiff"]),
+        (["1.jfif", "1.png"], ["1.jfif 1.png"]),
         (["10.jpg", "10.png", "9.jpg", "9.png"], ["9.jpg 9.png", "10.jpg 10.png"]),
         (["Images/1.jpg", "Masks/1.bmp"], ["Images/1.jpg Masks/1.bmp"]),
         (["images/1.bmp", "masks/1.png", "notes.txt"], ["images/1.bmp masks/1.png"]),
@@ -145,6 +146,8 @@ def test_pairs_of_a_class_folder(tmp_path, files, pairs):
         (["images/1.jpg", "labels/1.png"], "2 pictures (images/1.jpg, labels/1.png) lie in no"),
         (["1.jpg", "2.jpg", "2.png"], "1.jpg has no mask of the same name (1 such"),
         (["1.jpg", "1.png", "2.png"], "2.png has no picture of the same name"),
+        (["1.jpg", "1.png", "2.heic"], "1 file (2.heic) lies there of a kind that is not read"),
+        (["images/1.jpg", "masks/1.png", "masks/2.GIF"], "1 file (masks/2.GIF) lies there"),
     ],
 )
 def test_what_is_not_clear_is_refused_by_name(tmp_path, files, words):
@@ -169,6 +172,15 @@ def test_folders_that_are_no_classes_are_named(tmp_path):
         class_folders(tmp_path, ["plate"])
     touch(tmp_path, "mug.jpg")
     with pytest.raises(FewShotError, match="1 picture .mug.jpg. lies beside the class folders"):
+        class_folders(tmp_path)
+
+
+def test_one_name_in_two_forms_is_one_class(tmp_path):
+    touch(tmp_path, "cafe\u0301/1.jpg", "cafe\u0301/1.png")
+    assert list(class_folders(tmp_path).pairs) == ["caf\u00e9"]
+    assert list(class_folders(tmp_path, ["caf\u00e9"]).pairs) == ["caf\u00e9"]
+    touch(tmp_path, "caf\u00e9/1.jpg", "caf\u00e9/1.png")
+    with pytest.raises(FewShotError, match="are one class in two folders"):
         class_folders(tmp_path)
 
 

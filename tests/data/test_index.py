@@ -600,6 +600,13 @@ def test_overview_and_stats_count_pictures(data, capsys):
     assert np.array(Image.open(png)).std() > 5
 
 
+def test_stats_of_class_folders_beside_folders_that_are_none(tmp_path, capsys):
+    write_config(tmp_path, make_folders(tmp_path / "root"))
+    (tmp_path / "root" / ".git").mkdir()
+    main(["--config", str(tmp_path / "own.yaml"), "--stats"])
+    assert "1 folder(s) are no classes: .git" in capsys.readouterr().out
+
+
 def test_domain_shift_cannot_be_trained_on(data):
     cfg = config_of(data, "trained_on", "coco", "folds", None)
     assert names_of(build_index(cfg.replace(class_names=["cat", "blob", "zonk"]), "val")) == "abdf"

@@ -268,3 +268,13 @@ def test_without_a_class_every_class_of_the_picture(tmp_path):
         supports_named([str(picture), str(saved(tmp_path / "s.json", content()))])
     with pytest.raises(FewShotError, match=r"c\.json lists no picture called t\.png"):
         supports_named([str(tmp_path / "t.png"), str(several)])
+
+
+def test_accents_make_no_other_class_and_labelmes_own_labels_none(tmp_path):
+    write(tmp_path / "s.png", disc(SIZE, 0)[0])
+    shapes = [shape(label=name) for name in ("caf\u00e9", "cafe\u0301", "__ignore__")]
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps(content(*shapes)))
+    file = LabelmeFile(path)
+    assert file.classes_on(tmp_path / "s.png") == ["caf\u00e9"]
+    assert file.support_mask(tmp_path / "s.png", "cafe\u0301", [SIZE])[0].any()

@@ -246,6 +246,17 @@ def test_several_pictures_in_one_file_are_no_mask(tmp_path):
             read_mask(tmp_path / "m.tif", binary)
 
 
+@pytest.mark.parametrize("suffix", ["tif", "gif", "webp"])
+def test_several_pages_or_frames_are_no_picture(tmp_path, suffix):
+    pages = [grey(scene(24, 36)), grey(~scene(24, 36))]
+    path = tmp_path / f"p.{suffix}"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    with pytest.raises(FewShotError, match=f"p.{suffix}: holds 2 pictures; a picture to segment"):
+        read_image(path)
+    pages[0].save(path)
+    assert read_image(path).shape == (24, 36, 3)
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_of_16_bits_are_refused_in_colour_too(tmp_path, suffix, channels):

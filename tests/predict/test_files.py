@@ -95,6 +95,18 @@ def test_hidden_files_and_folders_are_no_queries(place):
 # ---------------------------------------------------------------------------- results
 
 
+def test_pictures_of_other_kinds_are_named(tmp_path):
+    for name in ("a.jpg", "b.heic", "c/d.GIF"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    queries, passed = find_queries([str(tmp_path)])
+    assert list(queries) == ["a"] and passed == [tmp_path / "b.heic", tmp_path / "c/d.GIF"]
+    assert find_queries([str(tmp_path / "*")])[1] == [tmp_path / "b.heic"]
+    assert list(find_queries([str(tmp_path / "c/d.GIF")])[0]) == ["d"]
+    with pytest.raises(FewShotError, match="d.GIF is of a kind to be named itself"):
+        find_queries([str(tmp_path / "c")])
+
+
 def test_files_of_a_class_that_was_removed_go(monkeypatch, weight, place):
     out = place / "out"
     both = call(monkeypatch, weight, place, out)

@@ -394,6 +394,7 @@ def test_the_predictor_takes_them_all(predictor, tmp_path):
         ({"image": None}, "a picture is a path, a Pillow image, an array .* not NoneType"),
         ({"image": {"a": 1}}, "not dict"),
         ({"image": 3}, "a picture is RGB uint8"),
+        ({"image": open(__file__, "rb")}, "not BufferedReader"),  # noqa: SIM115
         ({"image": b"\x89PNG\r\n\x1a\n\0\0"}, "not the bytes of a file"),
         ({"image": [[1, 2], [3]]}, "a picture cannot be made an array"),
         ({"image": np.zeros((40, 50, 3), bool)}, "a picture is RGB uint8 .* not bool"),
@@ -458,9 +459,21 @@ def test_the_other_arguments_are_looked_at_too(predictor, model, cfg):
             FewShotPredictor(*arguments)
     with pytest.raises(FewShotError, match="no class"):
         predictor.remove_class(["a"])
+    with pytest.raises(FewShotError, match="no class"):
+        predictor.remove_support(["a"])
+    with pytest.raises(FewShotError, match="supports are a folder or a file, not list"):
+        predictor.add_supports(["a"])
+    with pytest.raises(FewShotError, match="there is no folder nowhere"):
+        predictor.add_supports(b"nowhere")
     predictor.add_support(*disc((40, 50), 0))
     with pytest.raises(FewShotError, match="a picture is a path"):
         predictor.predict(None)
+
+
+def test_accents_and_blanks_make_no_other_class(predictor):
+    for number, name in enumerate(("caf\u00e9", "cafe\u0301", " caf\u00e9")):
+        predictor.add_support(*disc((40, 50), number), name)
+    assert predictor.shots == {"caf\u00e9": 3}
 
 
 def test_mistakes_are_one_sentence(predictor, tmp_path):

@@ -22,7 +22,7 @@ from util.draw.charts import run_spread_chart
 from util.draw.files import write_jpeg, write_labels, write_png
 from util.prepare.__main__ import main as prepare
 from util.report.__main__ import write as write_report
-from util.runtime import files
+from util.runtime import errors, files
 from util.runtime.errors import FewShotError
 from util.runtime.files import CannotWrite, user_path, write_atomically, write_json
 
@@ -214,8 +214,8 @@ def test_every_path_of_a_configuration_is_read_in_the_one_way(tmp_path, monkeypa
     assert {"data_root", "train_list", "val_list", "exp_root", "weight", "base_weight"} < {*paths}
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "common.yaml").write_text("shot: 5")
-    lines = [f"{name}: ~/{name}" for name in paths]
-    (tmp_path / "c.yaml").write_text("\n".join(["inherit: ~/common.yaml", *lines]))
+    lines = ["inherit: ~/common.yaml", "data_set: fss", *(f"{name}: ~/{name}" for name in paths)]
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
     cfg = load_config(tmp_path / "c.yaml", ["weight", "${SCRATCH}/w.pth"])
     assert cfg.shot == 5 and cfg.weight == f"{tmp_path}/scratch/w.pth"
     for name in set(paths) - {"weight"}:
@@ -224,3 +224,32 @@ def test_every_path_of_a_configuration_is_read_in_the_one_way(tmp_path, monkeypa
     assert config_from_dict(cfg.to_dict(), "again") == cfg
     with pytest.raises(FewShotError, match=r"exp_root '\$NOWHERE/x' begins with \$NOWHERE"):
         load_config(tmp_path / "c.yaml", ["exp_root", "$NOWHERE/x"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), "aaa...: the name is too"),
+        (
+            UnicodeEncodeError("ascii", "b\u00e4r.jpg", 1, 2, "ordinal"),
+            "this locale (ascii) has not",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files"),
+    ],
+)
+def test_what_the_system_cannot_name_is_a_sentence(monkeypatch, capsys, raised, words):
+    def main():
+        raise raised
+
+    monkeypatch.setattr(errors, "note_final", lambda status: None)
+    with pytest.raises(SystemExit) as caught:
+        errors.run(main)
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and told.startswith("error: ") and words in told
+    assert len(told) < 300
+
+
+def test_an_empty_path_is_nobodys_wish():
+    for text in ("", " "):
+        with pytest.raises(FewShotError, match="a path is empty text: write . for"):
+            user_path(text)

@@ -18,8 +18,10 @@ from typing import NamedTuple
 from util.runtime.errors import FewShotError
 
 MASKS = (".png", ".bmp", ".tif", ".tiff")  # keep every value of a pixel
-PHOTOS = (".jpg", ".jpeg", ".webp")  # do not, and are never a mask
+PHOTOS = (".jpg", ".jpeg", ".jfif", ".webp")  # do not, and are never a mask
 PICTURES = (*PHOTOS, *MASKS)
+# Pictures that are looked for nowhere, which is said: they must be named, or saved as another kind.
+STRANGE = frozenset(".gif .heic .heif .avif .jp2 .jxl .svg .psd .dng .cr2 .nef".split())
 # Folders that programs leave behind. Names that begin with a dot are hidden wherever they lie.
 _LITTER = frozenset(
     ("__macosx", "__pycache__", "@eadir", "thumbs", "lost+found", "#recycle", "$recycle.bin",
@@ -47,6 +49,12 @@ class ClassFolders(NamedTuple):
     passed_over: list[str]
 
 
+def composed(name: str) -> str:
+    """A class's name as it is compared: without blanks around it, accents in one piece however a
+    system or a program composes them."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is none of the user's: ``.git``, ``__MACOSX``, ..."""
     return name.startswith(".") or name.lower() in _LITTER
@@ -55,6 +63,11 @@ def is_hidden(name: str) -> bool:
 def is_picture(path: Path) -> bool:
     """Whether the name is that of a picture (by its suffix, in any case) and is not hidden."""
     return path.suffix.lower() in PICTURES and not is_hidden(path.name)
+
+
+def is_strange(path: Path) -> bool:
+    """Whether the name is that of a picture of a kind that is not looked for, which is said."""
+    return path.suffix.lower() in STRANGE and not is_hidden(path.name)
 
 
 def class_folders(root: str | Path, names: Sequence[str] | None = None) -> ClassFolders:
@@ -82,8 +95,14 @@ def class_folders(root: str | Path, names: Sequence[str] | None = None) -> Class
             f"{root} holds no class folders: it needs a folder a class, with pictures and masks of "
             f"the same stem ({_LAYOUT})"
         )
-    pairs = {name: folder_pairs(root / name) for name in names}
-    return ClassFolders(pairs, [name for name in found if name not in pairs])
+    places: dict[str, str] = {}
+    for name in found:
+        other = places.setdefault(composed(name), name)
+        if other != name and not (is_hidden(name) or is_hidden(other)):
+            raise FewShotError(f"{root}: '{other}' and '{name}' are one class in two folders")
+    wanted = [composed(name) for name in names]
+    pairs = {name: folder_pairs(root / places.get(name, name)) for name in wanted}
+    return ClassFolders(pairs, [name for name in found if composed(name) not in pairs])
 
 
 def folder_pairs(folder: Path) -> list[Pair]:
@@ -102,6 +121,12 @@ def folder_pairs(folder: Path) -> list[Pair]:
     apart = [same[0] for same in parts.values() if same]
     pairs = _apart(*apart) if len(apart) == 2 else _beside(folder)
     used = {file for pair in pairs for file in pair}
+    strange = [str(path.relative_to(folder)) for path in searched(folder, wanted=is_strange)]
+    if strange:
+        raise FewShotError(
+            f"{folder}: {_lying(strange, 'file')} there of a kind that is not read; save pictures "
+            f"as {_listed(PHOTOS)}, masks as {_listed(MASKS)}"
+        )
     unused = [str(path.relative_to(folder)) for path in searched(folder) if path not in used]
     if unused:
         raise FewShotError(

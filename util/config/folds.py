@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from util.config.folders import class_folders
+from util.config.folders import class_folders, composed
 from util.config.schema import Settings
 from util.runtime.errors import FewShotError
 
@@ -192,9 +192,11 @@ def by_folder(cfg: Settings) -> bool:
 def class_names(cfg: Settings) -> Sequence[str]:
     """Names in class-id order: ``DATA.class_names``, the data set's table, or its class folders."""
     if cfg.class_names is not None:
-        names = [str(name) for name in cfg.class_names]
+        names = [composed(str(name)) for name in cfg.class_names]
         if not names:
             raise FewShotError("DATA.class_names: the list is empty")
+        if nothing := next((n for n in names if n.strip("_").lower() == "background"), None):
+            raise FewShotError(f"DATA.class_names: '{nothing}' is no class; the ids 1, 2, ... are")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise FewShotError(f"DATA.class_names: '{twice}' stands there twice")
@@ -256,7 +258,7 @@ def given_splits(
 
 def _class_id(entry: int | str, names: dict[int, str]) -> int:
     if isinstance(entry, str):
-        meant = [class_id for class_id, name in names.items() if name == entry]
+        meant = [class_id for class_id, name in names.items() if name == composed(entry)]
     else:
         meant = [c for c, name in names.items() if c == entry or entry in _numbers(name)]
     if not meant:
@@ -333,7 +335,7 @@ def _listed(folder: Path, stems: Sequence[str], ids: dict[str, int]) -> tuple[in
         raise FewShotError(f"{path}: not a readable text file") from error
     found = set()
     for number, line in enumerate(lines, 1):
-        if name := line.strip().rstrip("/").rpartition("/")[2]:
+        if name := composed(line.strip().rstrip("/").rpartition("/")[2]):
             if name not in ids:
                 raise FewShotError(f"{path}, line {number}: there is no class folder '{name}'")
             found.add(ids[name])

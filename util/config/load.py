@@ -381,6 +381,10 @@ def _problems(cfg: Config) -> Iterable[str]:
         yield f"split {show(cfg.split)} is not a fold of {cfg.data_set}, which has " + (
             "only fold 0" if splits == 1 else f"folds 0 to {splits - 1}"
         )
+    if cfg.val_list and not cfg.train_list:
+        yield "val_list is given and train_list is not: class folders need neither, lists are two"
+    if cfg.split_lists and (cfg.data_set != "fss" or cfg.folds):
+        yield "split_lists is read for data_set fss without folds only: remove it, or the folds"
     if cfg.folds and cfg.class_names:
         try:
             given_splits(cfg.folds, dict(enumerate(cfg.class_names, 1)))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from util.config.folders import composed, named
 from util.data.shapes import (
     Size,
     drawn,
@@ -65,7 +66,14 @@ def without_specks(shape: Any) -> Any:
     """A ``segmentation`` without polygons that enclose nothing; false where none is left."""
     if not isinstance(shape, list):
         return shape
-    return [p for p in shape if not (isinstance(p, list | array) and len(p) in (0, 2, 4))]
+    return [p for p in shape if not _is_speck(p)]
+
+
+def _is_speck(polygon: Any) -> bool:
+    """Whether it is a list of no numbers, or of the coordinates of one point or two."""
+    if not isinstance(polygon, list | array) or len(polygon) not in (0, 2, 4):
+        return False
+    return not any(isinstance(entry, list | array) for entry in polygon)
 
 
 class Listed(NamedTuple):
@@ -102,7 +110,7 @@ class CocoFile:
         self.pictures = list(pictures.values())
         self.categories: dict[Key, str] = {}
         for item in self._items(content, "categories", "id", "name"):
-            key, name = self._key(item["id"]), str(item["name"])
+            key, name = self._key(item["id"]), composed(str(item["name"]))
             if self.categories.setdefault(key, name) != name:
                 raise FewShotError(f"{path} lists two categories with the id {key}")
         self.objects: dict[Key, list[Annotation]] = defaultdict(list)
@@ -135,6 +143,7 @@ class CocoFile:
             FewShotError: no such picture, category or object, or one that cannot be drawn.
         """
         listed = self._find(image)
+        class_name = composed(class_name)
         keys = [key for key, name in self.categories.items() if name == class_name]
         if len(keys) != 1:
             names = ", ".join(sorted(set(self.categories.values()))) or "none"
@@ -144,8 +153,8 @@ class CocoFile:
         if not objects:
             raise FewShotError(f"{self.path} has no '{class_name}' on {listed.name}")
         chosen = [found for found in objects if not found.crowd] or objects
-        named = [(f"annotation {each.id!s:.40} on {listed.name}", each.draw) for each in chosen]
-        mask = drawn(named, listed.frame, sizes, self.path, listed.name)
+        parts = [(f"annotation {each.id!s:.40} on {listed.name}", each.draw) for each in chosen]
+        mask = drawn(parts, listed.frame, sizes, self.path, listed.name)
         return mask, len(objects) - len(chosen)
 
     def classes_on(self, image: Path) -> list[str]:
@@ -176,6 +185,24 @@ class CocoFile:
             if not other.samefile(image):
                 raise FewShotError(f"{self.path}: {other} and {image} could both be {listed.name}")
         return [image for key, image in taken.items() if self.objects.get(key)]
+
+    def left_out(self, pictures: Sequence[Path]) -> list[str]:
+        """Sentences on the objects that are on none of the ``pictures``, which the file lists."""
+        shown = {self._find(image).id for image in pictures}
+        absent = [p.name for p in self.pictures if self.objects.get(p.id) and p.id not in shown]
+        told = (absent, "picture", "not found"), (self.astray, "annotation", "of none it lists")
+        return [
+            f"{self.path}: left out: {named(names, what)} {why}"
+            for names, what, why in told
+            if names
+        ]
+
+    @property
+    def astray(self) -> list[str]:
+        """The ids of the annotations of pictures that the file does not list."""
+        listed = {each.id for each in self.pictures}
+        lost = [self.objects[key] for key in self.objects if key not in listed]
+        return [f"{each.id!s:.40}" for objects in lost for each in objects]
 
     def _beside(self) -> list[Path]:
         here = self.path.absolute().parent

@@ -32,7 +32,7 @@ def source_of(value: Any, what: str) -> Source:
         return Path(os.fsdecode(value))
     if isinstance(value, Image.Image):
         return value
-    tensor = hasattr(value, "detach")
+    tensor = hasattr(value, "detach") and hasattr(value, "cpu")  # a stream can be detached too
     try:
         array = value.detach().cpu().numpy() if tensor else np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:

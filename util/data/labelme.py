@@ -16,11 +16,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from util.config.folders import composed
 from util.data.coco import read_json
 from util.data.reading import decoding
 from util.data.shapes import Size, circle_mask, drawn, frame_of, numbers, polygon_mask
 from util.runtime.errors import FewShotError
 
+_NO_CLASS = ("__ignore__", "_background_")  # labelme's own
 _AREAS = ("polygon", "rectangle", "oriented_rectangle", "rotation")  # all corners are given
 
 
@@ -113,11 +115,12 @@ class LabelmeFile:
         if not isinstance(label, str | int) or not str(label).strip():
             raise FewShotError(f"{self.path} is not a labelme file: shape {place} has no label")
         kind = shape.get("shape_type") or "polygon"
-        return Shape(str(label).strip(), str(kind), shape.get("points"), shape.get("mask"), place)
+        return Shape(composed(str(label)), str(kind), shape.get("points"), shape.get("mask"), place)
 
     def classes_on(self, image: Path) -> list[str]:
         """The labels, in the order of their first shape; a file is about one picture."""
-        return list(dict.fromkeys(shape.label for shape in self.shapes))
+        labels = (shape.label for shape in self.shapes if shape.label not in _NO_CLASS)
+        return list(dict.fromkeys(labels))
 
     def annotated(self, pictures: Sequence[Path]) -> list[Path]:
         """The file's picture, where it has a shape.
@@ -127,7 +130,11 @@ class LabelmeFile:
         """
         if not self.image.is_file():
             raise FewShotError(f"{self.path} is about {self.image}, and there is no such picture")
-        return [self.image] if self.shapes else []
+        return [self.image] if self.classes_on(self.image) else []
+
+    def left_out(self, pictures: Sequence[Path]) -> list[str]:
+        """Nothing: a file is about one picture, and refused without it."""
+        return []
 
     def support_mask(
         self, image: Path, class_name: str, sizes: Sequence[Size]
@@ -138,6 +145,7 @@ class LabelmeFile:
             FewShotError: no such label, a picture of another shape, or a shape that encloses
                 nothing or cannot be drawn.
         """
+        class_name = composed(class_name)
         chosen = [shape for shape in self.shapes if shape.label == class_name]
         if not chosen:
             names = ", ".join(sorted(self.classes_on(image))) or "none"

@@ -86,6 +86,7 @@ def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
 
 def image_of(image: Image.Image, name: str, orient: bool = True) -> np.ndarray:
     """The pixels of a Pillow image as :func:`read_image` gives them; ``name`` is for errors."""
+    _check_single(image, name, "a picture to segment")
     if image.mode.startswith(("I", "F")) or _halved(_coding(image)):
         raise FewShotError(f"{name}: the picture has more than 8 bits a channel")
     image = ImageOps.exif_transpose(image) if orient else image
@@ -122,8 +123,7 @@ def mask_of(
     orient: bool = True,
 ) -> np.ndarray:
     """The mask that a Pillow image is, as :func:`read_mask` gives it; ``name`` is for errors."""
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise FewShotError(f"{name}: holds {image.n_frames} pictures; a mask is one")
+    _check_single(image, name, "a mask")
     lossy = image.format in _LOSSY or image.info.get("compression") == "jpeg"
     coding = _coding(image)
     shown = ImageOps.exif_transpose(image) if orient else image
@@ -132,6 +132,13 @@ def mask_of(
         return _object(shown, coding, lossy, f"{name}: the mask")
     labels = _class_ids(shown, coding, lossy, name, label)
     return labels if label is None else object_of_label(labels, label)
+
+
+def _check_single(image: Image.Image, name: str, what: str) -> None:
+    """Several pages or frames are refused; what MPO files hold besides is of cameras' making."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise FewShotError(f"{name}: holds {frames} pictures; {what} is one")
 
 
 def _class_ids(

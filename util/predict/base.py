@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
+from util.config.folders import composed
 from util.data.annotations import annotation_file, object_on
 from util.data.fit import ValTransform, object_mask
 from util.data.held import object_in, pixels_of, source_of
@@ -125,6 +126,7 @@ class Predictor:
             raise FewShotError("a support needs exactly one of mask, box and polygons")
         if not isinstance(class_name, str) or not class_name.strip():
             raise FewShotError(f"a class name is text that is not empty, not {class_name!r:.40}")
+        class_name = composed(class_name)
         if len(self._supports) == MAX_CLASSES and class_name not in self._supports:
             raise FewShotError(f"more than {MAX_CLASSES} classes do not fit a mask of bytes")
         label = _label(label, mask)
@@ -167,7 +169,9 @@ class Predictor:
             Sentences on what was left out, see :func:`util.predict.supports.supports_in`.
         """
         read = cache(annotation_file)
-        found, left_out = supports_in(Path(path), read)
+        if not isinstance(path, str | bytes | os.PathLike):
+            raise FewShotError(f"supports are a folder or a file, not {type(path).__name__}")
+        found, left_out = supports_in(Path(os.fsdecode(path)), read)
         for support in found:
             annotation = support.annotation(read)
             self.add_support(support.image, class_name=support.class_name, **annotation)
@@ -175,7 +179,7 @@ class Predictor:
 
     def remove_support(self, class_name: str) -> None:
         """Forget the last support of a class; with its only one goes the class."""
-        if self.shots.get(class_name, 0) > 1:
+        if class_name in self.classes and self.shots[class_name] > 1:
             self._supports[class_name].pop()
         else:
             self.remove_class(class_name)

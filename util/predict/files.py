@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from util.config.folders import is_picture, searched
+from util.config.folders import is_picture, is_strange, searched
 from util.runtime.errors import FewShotError
 from util.runtime.files import lock
 
@@ -31,13 +31,15 @@ def find_queries(
 ) -> tuple[dict[str, Path], list[Path]]:
     """The pictures of files, folders (searched whole) and globs, and what was passed over.
 
-    Returns (name for the results -> picture, sorted; folders of results that were passed over).
+    Returns (name for the results -> picture, sorted; what was passed over: folders of results, and
+    pictures of kinds that are read only where they are named).
     The name is the path below the folder without its suffix; where two pictures would share a name,
     the suffix is added (``a_jpg``, ``a_png``). Results of this or an earlier call are no queries,
     wherever ``output`` lies, and hidden files and folders neither.
     """
     found: dict[Path, Path] = {}
     passed: list[Path] = []
+    strange: list[Path] = []
     leave_out = partial(_noted, passed, output)
     for pattern in patterns:
         path = Path(pattern)
@@ -45,9 +47,12 @@ def find_queries(
             pictures = {}
             if not any(map(leave_out, (path, *path.absolute().parents))):
                 pictures = {p: p.relative_to(path) for p in searched(path, leave_out)}
+                strange += searched(path, leave_out, is_strange)
         else:
             matched = [path] if path.is_file() else map(Path, glob.glob(pattern, recursive=True))
-            matched = [p for p in matched if p == path or (is_picture(p) and p.is_file())]
+            matched = [p for p in matched if p == path or p.is_file()]
+            strange += [p for p in matched if p != path and is_strange(p)]
+            matched = [p for p in matched if p == path or is_picture(p)]
             pictures = {
                 p: Path(p.name) for p in matched if not any(map(leave_out, p.absolute().parents))
             }
@@ -55,6 +60,7 @@ def find_queries(
             raise FewShotError(
                 f"query '{pattern}' is no picture, no folder with pictures, no glob"
                 + (": results of predict.py are no queries" if passed else "")
+                + (f"; {strange[0].name} is of a kind to be named itself" if strange else "")
             )
         found.update(pictures)
     names = {path: relative.with_suffix("").as_posix() for path, relative in found.items()}
@@ -65,7 +71,7 @@ def find_queries(
         if name in queries:
             raise FewShotError(f"queries {queries[name]} and {path} would share the name {name}")
         queries[name] = path
-    return queries, passed
+    return queries, passed + strange
 
 
 def _noted(passed: list[Path], output: Path | None, folder: Path) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.fewshot import FewShotModel, Output, join_shots
+from model.hdmnet import HDMNet
 from model.layers import size_of
 from model.presence import Description, describe, look_at, together
 from util.config import Config
@@ -100,6 +101,10 @@ class FewShotPredictor(Predictor):
         self.model.derive()
         self.cfg = cfg
         self._hdmnet: Any = model  # where presence is asked
+        if presence is not None and (
+            not isinstance(model, HDMNet) or presence.centre.shape[1] != model.encoder.channels[2]
+        ):
+            raise FewShotError(f"the presence is not of this {cfg.arch} with {cfg.backbone}")
         self.presence: Any = None if presence is None else presence.to(self.device)
         self.least_presence = least_presence
         if presence is not None and least_presence is None:

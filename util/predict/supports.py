@@ -104,7 +104,7 @@ def supports_in(path: Path, read: Reader = annotation_file) -> tuple[list[Suppor
     """
     if is_annotation(path):
         if path.is_file():
-            return _of_files([(path, read(path))], []), []
+            return _of_files([(path, read(path))], [])
         raise FewShotError(f"{path}: there is no such file")
     files, others, left_out = [], [], []
     for file in searched(
@@ -119,7 +119,8 @@ def supports_in(path: Path, read: Reader = annotation_file) -> tuple[list[Suppor
     if not files:
         return _of_folders(path, left_out), left_out
     pictures = list(searched(path))
-    found = _of_files(files, pictures)
+    found, unseen = _of_files(files, pictures)
+    left_out += unseen
     used = {file.resolve() for support in found for file in support.files()}
     if alone := [str(p.relative_to(path)) for p in pictures if p.resolve() not in used]:
         left_out.append(
@@ -142,21 +143,20 @@ def _of_folders(folder: Path, left_out: list[str]) -> list[Support]:
 
 def _of_files(
     files: Sequence[tuple[Path, AnnotationFile]], pictures: Sequence[Path]
-) -> list[Support]:
-    """The supports of annotation files that are about some of the ``pictures``."""
-
-    found = [
-        Support(image, str(path), name)
-        for path, file in files
-        for image in file.annotated(pictures)
-        for name in file.classes_on(image)
-    ]
+) -> tuple[list[Support], list[str]]:
+    """The supports of annotation files that are about some of the ``pictures``, and sentences on
+    what they say of others."""
+    found, left_out = [], []
+    for path, file in files:
+        images = file.annotated(pictures)
+        found += [Support(i, str(path), name) for i in images for name in file.classes_on(i)]
+        left_out += file.left_out(images)
     if not found:
         raise FewShotError(
             f"{named([str(path) for path, _ in files], 'annotation file')}, but no object on a "
             "picture that is there; --supports takes the folder that holds both"
         )
-    return found
+    return found, left_out
 
 
 def is_annotation(path: str | Path) -> bool:

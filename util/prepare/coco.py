@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from util.config.folders import named
 from util.data.coco import CocoFile, Key, without_specks
 from util.data.shapes import filled, outlines, run_length_mask
 from util.prepare.archives import Download, Source, locate
@@ -141,6 +142,8 @@ def read_instances(path: Path) -> tuple[list[Picture], list[tuple[Key, str]]]:
         FewShotError: not a readable instances JSON, or two pictures would share a mask.
     """
     content = CocoFile(path)
+    if content.astray:
+        raise FewShotError(f"{path}: {named(content.astray, 'annotation')} of no picture it lists")
     categories = sorted(content.categories.items(), key=lambda item: (str(type(item[0])), item))
     labels = {key: label for label, (key, _) in enumerate(categories, start=1)}
     pictures: dict[str, Picture] = {}

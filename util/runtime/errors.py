@@ -72,9 +72,16 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise FewShotError(f"{error.filename!s:.80}...: the name is too long") from error
             if error.errno not in NO_FILES_LEFT:
                 raise
             raise FewShotError(too_many_files()) from error
+        except UnicodeEncodeError as error:  # of a path, in a locale that knows few letters
+            raise FewShotError(
+                f"'{error.object:.80}' has letters that this locale ({error.encoding}) has not: "
+                "set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+            ) from error
         except KeyboardInterrupt as error:  # where nobody waits for signals (StopRequest)
             raise Interrupted("interrupted") from error
     except FewShotError as error:

@@ -94,9 +94,12 @@ def expanded(text: str | os.PathLike[str]) -> str:
     stand unquoted on its own command line. ``./~x`` is a file called ``~x``.
 
     Raises:
-        FewShotError: it begins with a user or a variable that does not exist: a folder called
+        FewShotError: it is empty, as a variable in quotes that is not set (the working folder is
+            ``.``), or begins with a user or a variable that does not exist: a folder called
             ``~`` or ``$SCRATCH`` in the working folder is nobody's wish.
     """
+    if not os.fspath(text).strip():
+        raise FewShotError("a path is empty text: write . for the working folder")
     path = os.path.expandvars(os.path.expanduser(text))
     if unset := _UNSET.match(path):
         what = "user" if path[0] == "~" else "environment variable"
