@@ -209,7 +209,7 @@ def test_shipped_model_on_photographs():
         predictor.add_support(image, mask, support.class_name)
     for query in examples.queries:  # both show cheetahs
         result = predictor.predict(query)
-        assert result.presence["cheetah"] > max(0.9, result.presence["lion"])
+        assert result.presence["cheetah"] > max(0.85, result.presence["lion"])
         assert "cheetah" not in result.absent
         cheetah = (result.mask == result.classes.index("cheetah") + 1).mean()
         assert cheetah > 5 * (result.mask == result.classes.index("lion") + 1).mean()
