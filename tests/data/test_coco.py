@@ -248,7 +248,7 @@ def test_crowds_count_where_there_is_nothing_else(tmp_path):
     code = {"size": list(SIZE), "counts": runs(crowd)}
     content = annotations(code, iscrowd=1)
     np.testing.assert_array_equal(read(tmp_path, content), crowd)
-    single = {"image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": [SQUARE]}
+    single = {"image_id": 1, "category_id": 1, "iscrowd": "false", "segmentation": [SQUARE]}
     content["annotations"].append(single)
     mask, left_out = saved(tmp_path, content).support_mask(tmp_path / "s.png", "cup", [SIZE])
     assert left_out == 1 and (mask == drawn([SQUARE], SIZE)).all()
@@ -369,6 +369,9 @@ def test_what_no_picture_shows_is_named(tmp_path):
     ]
     assert supports_in(tmp_path / "c.json")[1] == left_out
     with pytest.raises(FewShotError, match=r"c\.json: 1 annotation \(43\) of no picture it lists"):
+        prepare.read_instances(tmp_path / "c.json")
+    saved(tmp_path, annotations([SQUARE], categories=[(1, "cup"), (2, "cup")]))
+    with pytest.raises(FewShotError, match=r"c\.json lists several categories 'cup'"):
         prepare.read_instances(tmp_path / "c.json")
 
 

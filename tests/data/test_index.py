@@ -200,6 +200,15 @@ def test_columns_may_hold_spaces(tmp_path):
     assert listing(tmp_path, "a.jpg   b.png")[0] == (root / "a.jpg", root / "b.png")
 
 
+@pytest.mark.parametrize("written", ["caf\u00e9", "cafe\u0301"])
+@pytest.mark.parametrize("stored", ["caf\u00e9", "cafe\u0301"])
+def test_accents_may_be_composed_in_another_way_than_on_the_disk(tmp_path, stored, written):
+    for suffix in ("jpg", "png"):
+        save(tmp_path / "root" / f"{stored}.{suffix}", np.zeros((2, 2, 3), np.uint8))
+    (pair,) = listing(tmp_path, f"{written}.jpg {written}.png")
+    assert [path.name for path in pair] == [f"{stored}.jpg", f"{stored}.png"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

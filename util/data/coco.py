@@ -120,7 +120,7 @@ class CocoFile:
                 category=self._key(item["category_id"]),
                 shape=item.get("segmentation"),
                 box=item.get("bbox"),
-                crowd=item.get("iscrowd") not in (None, 0, "0"),
+                crowd=item.get("iscrowd") not in (None, 0, "", "0", "false", "False"),
             )
             self.objects[self._key(item["image_id"])].append(found)
 

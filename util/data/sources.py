@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from util.config import Config
 from util.config.folders import Pair, class_folders
@@ -136,10 +137,13 @@ def _readings(name: str, root: str | Path) -> list[str]:
     """The paths that a name in a list may mean, ``..`` resolved as text so that no link bends them.
 
     First the name as it stands below ``root``. Lists of other programs have backslashes, paths
-    below the root that begin with a slash, and paths that begin with ``~``.
+    below the root that begin with a slash, paths that begin with ``~``, and accents composed in
+    another way than on this disk.
     """
     slashed = name.replace("\\", "/")
-    names = (name, slashed, os.path.expanduser(slashed), slashed.lstrip("/"))
+    names = [name, slashed, os.path.expanduser(slashed), slashed.lstrip("/")]
+    if not name.isascii():
+        names[1:1] = [normalize(form, each) for form in ("NFC", "NFD") for each in names]
     return list(dict.fromkeys(os.path.normpath(os.path.join(root, name)) for name in names))
 
 

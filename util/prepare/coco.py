@@ -144,6 +144,9 @@ def read_instances(path: Path) -> tuple[list[Picture], list[tuple[Key, str]]]:
     content = CocoFile(path)
     if content.astray:
         raise FewShotError(f"{path}: {named(content.astray, 'annotation')} of no picture it lists")
+    names = list(content.categories.values())
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise FewShotError(f"{path} lists several categories '{twice}'")
     categories = sorted(content.categories.items(), key=lambda item: (str(type(item[0])), item))
     labels = {key: label for label, (key, _) in enumerate(categories, start=1)}
     pictures: dict[str, Picture] = {}
