@@ -70,6 +70,11 @@ def is_strange(path: Path) -> bool:
     return path.suffix.lower() in STRANGE and not is_hidden(path.name)
 
 
+def is_any_picture(path: Path) -> bool:
+    """Whether the name is that of a picture, of a kind that is looked for or not."""
+    return is_picture(path) or is_strange(path)
+
+
 def class_folders(root: str | Path, names: Sequence[str] | None = None) -> ClassFolders:
     """The class folders of ``root`` and their pairs.
 
@@ -121,13 +126,14 @@ def folder_pairs(folder: Path) -> list[Pair]:
     apart = [same[0] for same in parts.values() if same]
     pairs = _apart(*apart) if len(apart) == 2 else _beside(folder)
     used = {file for pair in pairs for file in pair}
-    strange = [str(path.relative_to(folder)) for path in searched(folder, wanted=is_strange)]
+    lying = list(searched(folder, wanted=is_any_picture))
+    strange = [str(path.relative_to(folder)) for path in lying if is_strange(path)]
     if strange:
         raise FewShotError(
             f"{folder}: {_lying(strange, 'file')} there of a kind that is not read; save pictures "
             f"as {_listed(PHOTOS)}, masks as {_listed(MASKS)}"
         )
-    unused = [str(path.relative_to(folder)) for path in searched(folder) if path not in used]
+    unused = [str(path.relative_to(folder)) for path in lying if path not in used]
     if unused:
         raise FewShotError(
             f"{folder}: {_lying(unused, 'picture')} in no pair; a class folder holds {_LAYOUT}, "

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from util.config.folders import is_picture, is_strange, searched
+from util.config.folders import is_any_picture, is_picture, is_strange, searched
 from util.runtime.errors import FewShotError
 from util.runtime.files import lock
 
@@ -46,8 +46,9 @@ def find_queries(
         if path.is_dir():
             pictures = {}
             if not any(map(leave_out, (path, *path.absolute().parents))):
-                pictures = {p: p.relative_to(path) for p in searched(path, leave_out)}
-                strange += searched(path, leave_out, is_strange)
+                below = list(searched(path, leave_out, is_any_picture))
+                strange += filter(is_strange, below)
+                pictures = {p: p.relative_to(path) for p in filter(is_picture, below)}
         else:
             matched = [path] if path.is_file() else map(Path, glob.glob(pattern, recursive=True))
             matched = [p for p in matched if p == path or p.is_file()]
