@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from model import build_model
+from model.fewshot import Output
 from model.presence import (
     EVIDENCE,
     Description,
     Presence,
     describe,
     found_region,
+    look_at,
     together,
     unlearned,
 )
@@ -147,6 +149,35 @@ def test_an_object_thinner_than_the_grid_is_described():
     features, taken = describe(model, image, region, model.encoder(image)[2])
     assert features.shape == (2, 3) and features[1].eq(1).all() and (features[0] == 1 / 64).all()
     assert taken.eq(1).all()
+
+
+def test_padding_is_not_looked_at():
+    """The object goes on into what the picture was padded with, where the features differ."""
+
+    class Model:
+        base_learner = None
+
+        def encoder(self, pictures):
+            return None, None, torch.nn.functional.avg_pool2d(pictures, 8)
+
+    model, image = Model(), torch.ones(1, 3, 32, 32)
+    image[:, :, 16:] = 5
+    whole = model.encoder(image)[2]
+    meta = torch.zeros(1, 2, 32, 32)
+    meta[:, 0, :8], meta[:, 1, 8:] = 4, 4
+    out = Output(final=-meta, meta=meta, base=None, prior=None, correlations=[])
+    features, _ = look_at(model, image, whole, out, (16, 32))
+    assert features[1].eq(1).all()
+    features, _ = look_at(model, image, whole, out, (32, 32))
+    assert torch.allclose(features[1], torch.tensor((1 + 2 * 5) / 3))
+
+
+def test_presence_of_another_network_is_named():
+    cfg = small_config()
+    model = build_model(cfg).eval()
+    FewShotPredictor(model, cfg, "cpu", presence=Presence(model.encoder.channels[2]))
+    with pytest.raises(FewShotError, match=f"not of this HDMNet with {cfg.backbone}"):
+        FewShotPredictor(model, cfg, "cpu", presence=Presence(model.encoder.channels[2] + 1))
 
 
 def test_something_is_always_looked_at():

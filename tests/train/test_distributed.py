@@ -163,6 +163,15 @@ def test_a_mistake_is_told_once_and_ends_all(case):
     assert [errors.count("error:") for _, errors in results] == [1, 0]
 
 
+def test_a_failure_of_the_main_process_at_the_start_ends_all(case):
+    """The others would wait for it at the first step."""
+    folder = case / "exp/tiny/HDMNet/split0/resnet18/1shot/blocked"
+    (folder / ".superseded").mkdir(parents=True)  # where a file may have to go
+    results = finish(start(case, "train.py", "stage2", 2, "max_iterations", 1, "name", "blocked"))
+    assert [status for status, _ in results] == [2, 2], results
+    assert [errors.count("error: cannot write in") for _, errors in results] == [1, 0], results
+
+
 @pytest.mark.slow
 def test_stage_one_validation_is_the_same_on_two_and_three_processes(case):
     """Integer counts, each picture on one process: equal scores, 16 pictures on 3 processes too."""
