@@ -21,6 +21,7 @@ from torch import nn
 from model.fewshot import FewShotModel
 from util.config import Config, add_config_arguments
 from util.data.index import FoldIndex, build_index
+from util.data.sources import names_digest
 from util.draw.charts import class_iou_chart, leakage_chart, run_spread_chart
 from util.evaluate import Evaluator, Partial, Result
 from util.predict.figures import episode_figures
@@ -35,6 +36,7 @@ from util.runtime.workers import dead_workers
 from util.weights.checkpoint import read_checkpoint
 from util.weights.identity import origin_of
 from util.weights.load import load_model, model_of
+from util.weights.training import LAST, training_of, weights_in
 
 
 def arguments() -> argparse.Namespace:
@@ -124,6 +126,11 @@ def evaluate(
 
     if distributed.is_main():
         content = result.to_json(cfg, weight, origin.summary() if origin else None)
+        content |= {
+            "weights": weights_in(weight),
+            "data": names_digest(index.pairs, cfg.data_root),
+            "training": training_of(weight.with_name(LAST)),
+        }
         if args.swap_supports:
             content["swapped_supports"] = True
         write_json(output, content)

@@ -24,6 +24,7 @@ from benchmark.measure import MIB, machine, operations, peak_memory, shares
 from model import build_model
 from model.fewshot import FewShotModel, split_shots
 from util.config import Config, add_config_arguments, load_config
+from util.evaluate.result import settings
 from util.runtime.errors import FewShotError, run, told_of
 from util.runtime.files import refuse_input, user_path, write_json
 from util.runtime.processor import precision
@@ -76,6 +77,8 @@ def cost(cfg: Config, device: torch.device, repeats: int = 5) -> dict[str, Any]:
         "ms": 1e3 * statistics.median(times),
         "gb": memory * MIB / 1e9,
         "size": cfg.val_size,
+        "compute": cfg.compute,
+        "settings": settings(cfg),
         "machine": "; ".join(f"{key} {value}" for key, value in machine(device).items()),
     }
 

@@ -84,13 +84,15 @@ def results(folder: Path) -> dict[str, Any]:
 
 def write_result(cell: Cell, miou: float, **changes: Any) -> Path:
     """A result as ``test.py`` would leave it for a cell."""
-    cfg = cell.test.cfg
+    cfg, asked = cell.test.cfg, cell.train.cfg
     content = {
         "dataset": cfg.data_set, "arch": cfg.arch, "backbone": cfg.backbone, "split": cfg.split,
         "shot": cfg.shot, "weight": str(cfg.weight or cfg.exp_dir() / "best.pth"),
         "episodes": cfg.episodes, "settings": settings(cfg),
         "runs": [{"seed": seed, "miou": miou} for seed in cfg.seeds[: cfg.runs]],
-        "mean": {"miou": miou, "fb_iou": miou + 0.1, "miou_meta": None}, **changes,
+        "mean": {"miou": miou, "fb_iou": miou + 0.1, "miou_meta": None},
+        "training": {"config": asked.to_dict(), "batch": asked.batch_size, "complete": True},
+        **changes,
     }  # fmt: skip
     write_json(cell.result, content)
     return cell.result

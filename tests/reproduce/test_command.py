@@ -19,6 +19,7 @@ from model import build_model
 from tests.reproduce.small import arguments, commands_in, make_small, write_result
 from tests.training_case import ROOT
 from util.config import load_config
+from util.evaluate.result import settings
 from util.report.__main__ import main as report
 from util.reproduce.__main__ import main
 from util.reproduce.cells import cells_of
@@ -201,7 +202,9 @@ def test_small_data_are_never_compared(tmp_path, monkeypatch, capsys):
     table = table_of("hdmnet-table4")
     cell = cell_of_row(table, "S2", data="demo")
     write_result(cell, 0.6)
+    cfg = cell.train.cfg
     costs = {"parameters": 1.5, "ms": 3.0, "gflop": 0.2, "gb": 0.1, "machine": "an abacus"}
+    costs |= {"settings": settings(cfg), "compute": cfg.compute}
     cell.cost.write_text(json.dumps(costs))
     report(["table", "hdmnet-table4", "--data", "demo", "--folds", "0"])
     said = capsys.readouterr().out

@@ -10,7 +10,7 @@ import ast
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -74,6 +74,14 @@ def find_pairs(cfg: Config, fold: Fold, mode: str) -> Source:
     if path.name.startswith("data_list_"):
         return _published_source(cfg, fold, mode, path, cache)
     return Source(read_list(path, cfg.data_root, cfg.allow_outside_root), str(path), cache)
+
+
+def names_digest(pairs: Iterable[Pair], root: str | Path) -> str:
+    """SHA-256 of the names of pairs below ``root``: the same wherever the root is."""
+    above, digest = f"{Path(root)}{os.sep}", hashlib.sha256()
+    for path in (path for pair in pairs for path in pair):
+        digest.update(os.fsencode(str(path).removeprefix(above)) + b"\n")
+    return digest.hexdigest()
 
 
 def _cache(cfg: Config, data: Path) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 from util.config.load import nearest
 from util.report.tables import markdown_table
 from util.reproduce.cells import Cell, cells_of, free_options, in_small
-from util.reproduce.steps import costs_in, result_of
+from util.reproduce.complete import costs_of, result_of
 from util.reproduce.tables import COSTS, Column, Row, Table, table_of
 from util.runtime.errors import FewShotError, one_line
 from util.runtime.files import user_path, write_atomically
@@ -95,7 +95,7 @@ def measured(table: Table, cells: Sequence[Cell]) -> dict[str, Values]:
     values: dict[str, Values] = {row.name: {} for row in table.rows}
     scores: dict[tuple[str, int], dict[int, Mapping[str, Any]]] = {}
     for cell in cells:
-        found = result_of(cell.test.cfg, cell.result)
+        found = result_of(cell)
         if found is not None:
             scores.setdefault((cell.row.name, cell.shot), {})[cell.fold] = found["mean"]
         values[cell.row.name] |= _costs(cell)
@@ -112,7 +112,7 @@ def measured(table: Table, cells: Sequence[Cell]) -> dict[str, Values]:
 
 
 def _costs(cell: Cell) -> Values:
-    found = costs_in(cell.cost) or {}
+    found = costs_of(cell) or {}
     numbers = {name: found.get(name) for name in COSTS}
     return {Column(name): n for name, n in numbers.items() if isinstance(n, (int, float))}
 
@@ -251,7 +251,7 @@ def notes_of(table: Table, cells: Sequence[Cell], whole: Table, data: str | None
 
 
 def _machine(cell: Cell) -> str:
-    return str((costs_in(cell.cost) or {}).get("machine", ""))
+    return str((costs_of(cell) or {}).get("machine", ""))
 
 
 def draw(name: str, options: argparse.Namespace) -> None:

@@ -104,6 +104,31 @@ def read_result(path: Path) -> dict[str, Any]:
     return content
 
 
+def whole_result(path: Path) -> dict[str, Any]:
+    """Content of a result file; FewShotError where an entry is not what test.py writes there."""
+    content = read_result(path)
+
+    def need(ok: bool, what: str) -> None:
+        if not ok:
+            raise FewShotError(f"{path} is no result of test.py: {what}")
+
+    for key in ("dataset", "arch", "backbone"):
+        need(isinstance(content.get(key), str), f"'{key}' must be text")
+    for key, least in (("split", 0), ("shot", 1), ("episodes", 1)):
+        need(_count(content.get(key), least), f"'{key}' must be a whole number from {least}")
+    runs, mean, split = content.get("runs"), content["mean"], content["split"]
+    need(isinstance(runs, list), "'runs' must be a list")
+    need(all(isinstance(run, dict) for run in runs), "each of 'runs' must hold names and values")
+    folds, parameters = content.get("folds", FOLDS), content.get("parameters")
+    need(_count(folds, split + 1), f"'folds' must be a whole number above 'split' ({split})")
+    need(parameters is None or _count(parameters), "'parameters' must be a whole number")
+    need(isinstance(content.get("settings", {}), dict), "'settings' must hold names and values")
+    need(_share(mean.get("miou")), "'miou' of its 'mean' must be a number from 0 to 1")
+    shares = all(value is None or _share(value) for value in mean.values())
+    need(shares, "each of its 'mean' must be a number from 0 to 1, or null")
+    return content
+
+
 def result_files(exp: Path) -> list[Path]:
     """The JSON files below ``exp`` that may be results, in the order of their names."""
     if not exp.is_dir():
@@ -119,7 +144,7 @@ def gather(exp: Path) -> tuple[Tables, list[str]]:
     problems = []
     for path in result_files(exp):
         try:
-            content = read_result(path)
+            content = whole_result(path)
             if not content.get("swapped_supports"):
                 _add(rows, content, path, exp)
         except FewShotError as error:
@@ -130,25 +155,9 @@ def gather(exp: Path) -> tuple[Tables, list[str]]:
 def _add(
     rows: dict[Title, dict[tuple[Any, ...], Row]], content: dict[str, Any], path: Path, exp: Path
 ) -> None:
-    """Put one result into the rows of its table; FewShotError when it cannot be a result."""
-
-    def need(ok: bool, what: str) -> None:
-        if not ok:
-            raise FewShotError(f"{path} is no result of test.py: {what}")
-
-    for key in ("dataset", "arch", "backbone"):
-        need(isinstance(content.get(key), str), f"'{key}' must be text")
-    for key, least in (("split", 0), ("shot", 1), ("episodes", 1)):
-        need(_count(content.get(key), least), f"'{key}' must be a whole number from {least}")
-    need(isinstance(content.get("runs"), list), "'runs' must be a list")
+    """Put one result into the rows of its table; FewShotError for a second one of a fold."""
+    split, settings, mean = content["split"], content.get("settings", {}), content["mean"]
     folds, parameters = content.get("folds", FOLDS), content.get("parameters")
-    split, settings = content["split"], content.get("settings", {})
-    need(_count(folds, split + 1), f"'folds' must be a whole number above 'split' ({split})")
-    need(parameters is None or _count(parameters), "'parameters' must be a whole number")
-    need(isinstance(settings, dict), "'settings' must hold names and values")
-    mean = content["mean"]
-    need(_share(mean.get("miou")), "'miou' of its 'mean' must be a number from 0 to 1")
-
     trained_on = settings.get("trained_on")
     data_set = f"{content['dataset']} from {trained_on}" if trained_on else content["dataset"]
     table = rows.setdefault(Title(data_set, content["shot"]), {})

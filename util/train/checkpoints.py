@@ -20,6 +20,7 @@ from typing import Any
 from util.runtime.errors import FewShotError
 from util.runtime.files import lock, write_atomically
 from util.weights.checkpoint import read_checkpoint, serialise
+from util.weights.training import SUPERSEDED
 
 FORMAT = "fewshot-checkpoint-1"
 PERIODIC = re.compile(r"epoch_(\d+)\.pth")
@@ -121,7 +122,7 @@ class CheckpointStore:
     @property
     def _superseded(self) -> Path:
         """Says that the checkpoints here are an earlier run's; a kill does not make it forget."""
-        return self.folder / ".superseded"
+        return self.folder / SUPERSEDED
 
     def _checkpoints(self) -> list[Path]:
         return [p for p in self.folder.glob("*.pth") if p.is_file()]

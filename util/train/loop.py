@@ -17,6 +17,7 @@ import torch
 
 from util.config import Config, add_config_arguments, load_config
 from util.data.loader import GO_ON, load_steps, make_plan
+from util.data.sources import find_pairs, names_digest
 from util.runtime import distributed
 from util.runtime.bars import progress
 from util.runtime.errors import Interrupted, NonFiniteLoss
@@ -89,13 +90,14 @@ def fit(
         log.say(f"resumed at epoch {at.epoch + 1}, iteration {at.iteration}")
     log.run_json(cfg, effective_batch=plan.effective_batch, resumed_at=at.iteration)
 
+    data = names_digest(find_pairs(cfg, cfg.fold, "train").pairs, cfg.data_root)
     gradient = Gradient(stage, plan, scaler)
     saved_at = time.monotonic()
 
     def save(*names: str, complete: bool = False) -> None:
         nonlocal saved_at
         if distributed.is_main():
-            state = snapshot(at, model, optimizer, scaler, plan, cfg)
+            state = snapshot(at, model, optimizer, scaler, plan, cfg, data)
             store.save({**state, "complete": complete}, *names)
         saved_at = time.monotonic()
 

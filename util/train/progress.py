@@ -48,9 +48,11 @@ def snapshot(
     scaler: torch.amp.GradScaler,
     plan: StepPlan,
     cfg: Config,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """The state dict of a checkpoint: tensors and plain values only.
 
+    ``data``: the digest of what is trained on.
     ``rng`` is the seed: every random number of training is a function of it and of the position
     (:mod:`util.runtime.rng`), so there is no further random state.
     """
@@ -66,6 +68,7 @@ def snapshot(
         "step": progress.iteration,
         "effective_batch": plan.effective_batch,
         "config": cfg.to_dict(),
+        "data": data,
         **identity.record(cfg, progress.seen),
         "versions": versions(),
     }

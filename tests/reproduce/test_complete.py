@@ -1,0 +1,171 @@
+"""What counts as complete: of exactly these settings, this training, these pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.reproduce.small import make_small, write_result
+from util.evaluate.result import settings
+from util.reproduce.cells import Cell, cells_of
+from util.reproduce.complete import costs_of, drawn, result_of, trained
+from util.reproduce.tables import COSTS, table_of
+from util.runtime.errors import FewShotError
+from util.runtime.files import write_json
+from util.weights.training import BEST, LAST, SUPERSEDED, weights_in
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return make_small(tmp_path)
+
+
+def cell_in(folder: Path, row: str = "baseline", *more: tuple[str, str]) -> Cell:
+    table = replace(table_of("hdmnet-table3"), folds=(0,))
+    return next(c for c in cells_of(table, str(folder / "tiny"), more) if c.row.name == row)
+
+
+def checkpoint(cell: Cell, complete: bool = True, **changes) -> Path:
+    """What of a last checkpoint counts here."""
+    cfg, path = cell.train.cfg, cell.folder / LAST
+    state = {"config": cfg.to_dict(), "effective_batch": cfg.batch_size, "complete": complete}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({**state, **changes}, path)
+    return path
+
+
+def of_training(cell: Cell, **changes) -> dict:
+    """The same in a result."""
+    cfg = cell.train.cfg
+    content = {"config": cfg.to_dict(), "batch": cfg.batch_size, "complete": True, "data": None}
+    return {**content, **changes}
+
+
+def configured(cell: Cell, **keys) -> dict:
+    """The training's configuration with other values."""
+    return cell.train.cfg.replace(**keys).to_dict()
+
+
+def test_a_result_is_of_its_training_where_the_checkpoints_are_gone(folder):
+    cell = cell_in(folder)
+    assert result_of(cell) is None
+    write_result(cell, 0.5)
+    assert result_of(cell)["mean"]["miou"] == 0.5
+    for training in (None, "x", of_training(cell, complete=False)):
+        write_result(cell, 0.5, training=training)
+        assert result_of(cell) is None
+    write_result(cell, 0.5, training=of_training(cell, config=configured(cell, epochs=50)))
+    with pytest.raises(FewShotError, match=r"epochs 50 \(here \d+\): move that folder away"):
+        result_of(cell)
+
+
+def test_a_result_is_of_the_training_that_lies_beside_it(folder):
+    """Its last checkpoint says more than the result: it may be going on, or be another."""
+    cell = cell_in(folder)
+    write_result(cell, 0.5)
+    last = checkpoint(cell, complete=False)
+    assert result_of(cell) is None and not trained(cell.train.cfg, last)
+    checkpoint(cell)
+    assert result_of(cell) and trained(cell.train.cfg, last)
+    checkpoint(cell, config=configured(cell, base_lr=0.5))
+    for look in (lambda: result_of(cell), lambda: trained(cell.train.cfg, last)):
+        with pytest.raises(FewShotError, match="holds a training with base_lr 0.5"):
+            look()
+    last.with_name(SUPERSEDED).touch()
+    assert result_of(cell) and not trained(cell.train.cfg, last)
+
+
+def test_a_result_is_of_these_weights(folder):
+    cell = cell_in(folder)
+    cell.folder.mkdir(parents=True)
+    best = cell.folder / BEST
+    torch.save({"model": {"a": torch.zeros(2)}}, best)
+    write_result(cell, 0.5)
+    assert result_of(cell) is None
+    write_result(cell, 0.5, weights=weights_in(best))
+    assert result_of(cell)
+    torch.save({"model": {"a": torch.ones(2)}}, best)
+    assert result_of(cell) is None
+    best.unlink()
+    assert result_of(cell)
+    write_result(cell, 0.5, weight=str(cell.folder / "epoch_1.pth"))
+    assert result_of(cell) is None
+
+
+def test_pictures_are_compared_where_they_are_listed_here(folder):
+    cell = cell_in(folder)
+    write_result(cell, 0.5, data="of another list")
+    assert result_of(cell) is None
+    write_result(cell, 0.5, training=of_training(cell, data="of another list"))
+    with pytest.raises(FewShotError, match="other pictures than those of"):
+        result_of(cell)
+    write_result(cell, 0.5, data="of another list", training=of_training(cell, data="of another"))
+    gone = (("val_list", "gone.txt"), ("train_list", "gone.txt"))
+    assert result_of(cell_in(folder, "baseline", *gone))
+
+
+def test_results_move_with_their_folder(folder):
+    """A base learner is the same one in the same place below ``exp_root``."""
+    cell = cell_in(folder, "+ ensemble")
+    assert cell.train.cfg.base_weight
+    checkpoint(cell)
+    write_result(cell, 0.5)
+    shutil.move(folder / "exp", folder / "elsewhere")
+    for root in ("elsewhere", str(folder / "elsewhere"), "./elsewhere"):
+        moved = cell_in(folder, "+ ensemble", ("exp_root", root))
+        assert result_of(moved) and trained(moved.train.cfg, moved.folder / LAST)
+    checkpoint(moved, config=configured(moved, base_weight=str(folder / "other/best.pth")))
+    with pytest.raises(FewShotError, match="base_weight"):
+        result_of(moved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"runs": None}, {"runs": [1]}, {"runs": []}, {"mean": {"miou": "x"}},
+        {"mean": {"miou": math.nan}}, {"mean": {"miou": 50}}, {"mean": {"miou": True}},
+        {"mean": {"miou": 0.5, "fb_iou": math.nan}}, {"mean": []}, {"weight": None},
+        {"settings": None}, {"episodes": "5"}, {"swapped_supports": True},
+    ],
+)  # fmt: skip
+def test_a_damaged_result_is_none(folder, change):
+    cell = cell_in(folder)
+    write_result(cell, 0.5, **change)
+    assert result_of(cell) is None
+
+
+def test_costs_are_of_this_network_and_numbers(folder):
+    cell = cell_in(folder)
+    cfg = cell.train.cfg
+    right = {"settings": settings(cfg), "compute": cfg.compute, **dict.fromkeys(COSTS, 1.5)}
+    for content in ({}, [], {**right, "ms": True}, {**right, "gflop": math.nan},
+                    {**right, "gb": None}, {**right, "compute": "textbook"},
+                    {**right, "settings": {**settings(cfg), "val_size": 9999}}):  # fmt: skip
+        write_json(cell.cost, content)
+        assert costs_of(cell) is None
+    write_json(cell.cost, right)
+    assert costs_of(cell) == json.loads(cell.cost.read_text())
+    cell.cost.write_text("{")
+    assert costs_of(cell) is None
+
+
+def test_a_picture_is_as_new_as_what_it_shows(tmp_path):
+    picture, need = tmp_path / "figure.png", tmp_path / "result.json"
+    assert not drawn(picture, (need,))
+    picture.touch()
+    assert not drawn(picture, ())
+    picture.write_bytes(b"PNG")
+    assert drawn(picture, (need,))
+    need.touch()
+    os.utime(picture, ns=(0, need.stat().st_mtime_ns - 1))
+    assert not drawn(picture, (need,))
+    os.utime(picture, ns=(0, need.stat().st_mtime_ns))
+    assert drawn(picture, (need,))
