@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def other_training(cell: Cell) -> None:
     """Leave the end of a training of other settings in a cell's folder."""
-    cell.folder.mkdir(parents=True)
+    cell.folder.mkdir(parents=True, exist_ok=True)
     config = cell.train.over(epochs=9).cfg.to_dict()
     state = {"model": {}, "config": config, "complete": True, "effective_batch": 1}
     torch.save({"format": FORMAT, **state}, cell.folder / "last.pth")
@@ -85,14 +85,17 @@ def test_what_failed_is_counted_by_cells(folder, capsys):
     """A folder with another training, and what is missing for a failure; no note of old."""
     table = replace(table_of("hdmnet-table3"), folds=(0, 1))
     cells = cells_of(table, str(folder / "tiny"))
-    done, refused, noted = cells[0], cells[1], cells[2]
-    write_result(done, 0.5).with_name("result.json.failed").write_text("of yesterday")
-    other_training(refused)
-    noted.folder.mkdir(parents=True)
-    (noted.folder / "last.pth.failed").write_text("out of memory")
+    of_row = {(cell.row.name, cell.fold): cell for cell in cells}
+    done = write_result(of_row["baseline", 0], 0.5)
+    done.with_name("result.json.failed").write_text("of yesterday")
+    other_training(of_row["+ distillation", 0])
+    base = of_row["baseline", 1].base.cfg.exp_dir()
+    base.mkdir(parents=True)
+    (base / "last.pth.failed").write_text("out of memory")
     main(["--data", str(folder / "tiny")])
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
-    assert lines["hdmnet-table3"][-4:] == ["10", "1", "0", "2"]
+    assert lines["hdmnet-table3"][-4:] == ["10", "1", "0", "6"], "fold 1, and distillation"
+    assert lines["hdmnet-figure4"][-4:] == ["4", "0", "0", "2"], "a training and the picture"
 
 
 def test_a_signal_ends_a_dry_run_at_once(folder, monkeypatch):
