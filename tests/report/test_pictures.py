@@ -52,6 +52,9 @@ def test_mistakes_of_a_sheet(data, tmp_path):
         sheet(data, tmp_path / "a.png", "--names", "one")
     with pytest.raises(FewShotError, match="--random must be from 1 to 24"):
         sheet(data, tmp_path / "a.png", "--random", "25")
+    for number in ("-1", "24"):
+        with pytest.raises(FewShotError, match=f"--episodes must be from 0 to 23, not {number}"):
+            sheet(data, tmp_path / "a.png", "--episodes", number)
 
 
 LOG = """\

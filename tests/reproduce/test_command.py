@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,17 +24,27 @@ from tests.training_case import ROOT
 from util.config import load_config
 from util.evaluate.result import settings
 from util.report.__main__ import main as report
+from util.reproduce import __main__ as command
 from util.reproduce.__main__ import main
-from util.reproduce.cells import cells_of
+from util.reproduce.cells import Cell, cells_of
 from util.reproduce.steps import _spread, steps_of
 from util.reproduce.tables import table_of
-from util.runtime.errors import FewShotError
+from util.runtime.errors import FewShotError, Interrupted
+from util.train.checkpoints import FORMAT
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return make_small(tmp_path)
+
+
+def other_training(cell: Cell) -> None:
+    """Leave the end of a training of other settings in a cell's folder."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    config = cell.train.over(epochs=9).cfg.to_dict()
+    state = {"model": {}, "config": config, "complete": True, "effective_batch": 1}
+    torch.save({"format": FORMAT, **state}, cell.folder / "last.pth")
 
 
 def test_a_dry_run_says_what_it_would_do_and_what_that_needs(folder, capsys):
@@ -65,6 +78,60 @@ def test_what_there_is(folder, capsys):
     assert lines["hdmnet-table4"][-4:] == ["8", "0", "0", "0"]
     assert lines["hdmnet-figure1"][-4:] == ["1", "0", "0", "0"]
     assert "hsnet-domain-shift" not in lines
+    with pytest.raises(FewShotError, match="nosuch has no configuration"):
+        main(["--data", str(folder / "nosuch")])
+
+
+def test_what_failed_is_counted_by_cells(folder, capsys):
+    """A folder with another training, and what is missing for a failure; no note of old."""
+    table = replace(table_of("hdmnet-table3"), folds=(0, 1))
+    cells = cells_of(table, str(folder / "tiny"))
+    of_row = {(cell.row.name, cell.fold): cell for cell in cells}
+    done = write_result(of_row["baseline", 0], 0.5)
+    done.with_name("result.json.failed").write_text("of yesterday")
+    other_training(of_row["+ distillation", 0])
+    base = of_row["baseline", 1].base.cfg.exp_dir()
+    base.mkdir(parents=True)
+    (base / "last.pth.failed").write_text("out of memory")
+    main(["--data", str(folder / "tiny")])
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["hdmnet-table3"][-4:] == ["10", "1", "0", "6"], "fold 1, and distillation"
+    assert lines["hdmnet-figure4"][-4:] == ["4", "0", "0", "2"], "a training and the picture"
+
+
+def test_a_signal_ends_a_dry_run_at_once(folder, monkeypatch):
+    monkeypatch.setattr(command, "dry_run", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments(folder, "--dry-run"))
+
+
+def test_a_folder_for_tables_that_cannot_be_is_told_before_all_work(folder):
+    (folder / "file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(FewShotError, match=f"cannot write in {place}: .*file is no folder"):
+            main(arguments(folder, "--output", place))
+    assert not (folder / "exp").exists()
+
+
+def test_every_table_is_drawn_and_the_first_error_is_the_one_that_counts(
+    folder, monkeypatch, capsys
+):
+    def stopped(_):
+        raise Interrupted("stopped by SIGTERM")
+
+    def draw(name, _):
+        drawn.append(name)
+        if name == "hdmnet-table3":
+            raise FewShotError("no room")
+
+    drawn: list[str] = []
+    monkeypatch.setattr(command.Runner, "run", stopped)
+    monkeypatch.setattr(command.papers, "draw", draw)
+    tables = ["hdmnet-table3", "hdmnet-table4", "--data", str(folder / "tiny"), "--folds", "0"]
+    with pytest.raises(Interrupted):
+        main(tables)
+    assert drawn == ["hdmnet-table3", "hdmnet-table4"]
+    assert capsys.readouterr().err == "error: no room\n"
 
 
 def test_options_that_would_change_a_result_are_refused(folder):
@@ -77,6 +144,11 @@ def test_options_that_would_change_a_result_are_refused(folder):
         main(["hdmnet-table3", "--folds", "4", "--dry-run"])
     with pytest.raises(FewShotError, match="nothing of this"):  # not half a picture
         main(["hdmnet-figure1", "--rows", "COCO-20i", "--dry-run"])
+    with pytest.raises(FewShotError, match="sync_bn would change"):
+        main(arguments(folder, "--dry-run", "--opts", "sync_bn", "False"))
+    for name in ("hsnet-domain-shift", "hdmnet-figure1"):
+        with pytest.raises(FewShotError, match="data_root would be given to coco and pascal alike"):
+            main([name, "--dry-run", "--opts", "workers", "0", "data_root", "x"])
     with pytest.raises(FewShotError, match="two data sets"):
         main(["hsnet-domain-shift", "--data", str(folder / "tiny"), "--dry-run"])
 
@@ -110,7 +182,78 @@ def test_one_array_job_with_stage_one_first(folder, capsys):
     assert log[2].startswith("srun python -m util.reproduce hdmnet-table3 --folds 0")
     assert "--only base" in log[2] and "--gpus 2" in log[2]
     assert log[3] == "scontrol requeue 9_0"
-    assert "--rows + correlation --shots 1 --only measure base train test" in log[4]
+    assert "--rows + correlation --shots 1 --only base train test" in log[4]
+
+
+def jobs(script: Path, monkeypatch) -> tuple[list[list[str]], list[Path]]:
+    """Arguments of the tasks of an array job, and all that they make."""
+    made: list[Path] = []
+    found = re.findall(r"^\d+\) set -- (.*) ;;$", script.read_text(), re.M)
+    tasks = [shlex.split(line) for line in found]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            command, "dry_run", lambda runner: made.extend(s.output for s in runner.todo())
+        )
+        for task in tasks:
+            main([*task, "--dry-run"])
+    return tasks, made
+
+
+def test_an_array_job_makes_all_that_shares_a_training_folder(tmp_path, monkeypatch, capsys):
+    """Rows that are evaluations of one training, and tables of one training."""
+    monkeypatch.chdir(tmp_path)
+    main(["hdmnet-figure2", "--slurm", "figure.sh"])
+    (_, task), made = jobs(tmp_path / "figure.sh", monkeypatch)
+    rows = "hdmnet-figure2 --folds 0 --rows '1,000 episodes' '10,000 episodes' --shots 1"
+    assert shlex.join(task).startswith(rows)
+    assert {cell.result for cell in cells_of(table_of("hdmnet-figure2"))} <= {*made}
+    main(["hsnet-coco", "hsnet-domain-shift", "--folds", "0", "--slurm", "both.sh"])
+    cells = [*cells_of(table_of("hsnet-coco")), *cells_of(table_of("hsnet-domain-shift"))]
+    made = jobs(tmp_path / "both.sh", monkeypatch)[1]
+    assert {cell.result for cell in cells if cell.fold == 0} <= {*made}
+
+
+def test_an_array_job_measures_costs_once_and_where_they_are_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = cells_of(table_of("hdmnet-table4"))
+    main(["hdmnet-table4", "--slurm", "job.sh"])
+    made = jobs(tmp_path / "job.sh", monkeypatch)[1]
+    costs = [path for path in made if path.name == "cost.json"]
+    assert sorted(costs) == sorted(cell.cost for cell in cells if cell.fold == 0)
+    for cell in cells:
+        write_result(cell, 0.5)
+    main(["hdmnet-table4", "--slurm", "job.sh", "--output", "drawn"])
+    tasks, made = jobs(tmp_path / "job.sh", monkeypatch)
+    assert sorted(made) == sorted(costs)
+    assert all("measure" in task and task[-2:] == ["--output", "drawn"] for task in tasks)
+
+
+def test_an_array_job_does_the_steps_that_were_asked_for(folder, capsys):
+    script = folder / "job.sh"
+    main(arguments(folder, "--slurm", str(script), "--only", "base"))
+    assert "--only base --data" in script.read_text() and "train" not in tasks_of(script)
+    table = replace(table_of("hdmnet-table3"), folds=(0,))
+    other_training(cells_of(table, str(folder / "tiny"))[0])
+    main(arguments(folder, "--slurm", str(script)))
+    assert "cannot: baseline, fold 0: " in capsys.readouterr().out
+    assert "--rows baseline --only base" in tasks_of(script), "stage 1, which both need"
+    assert "--rows baseline --shots" not in tasks_of(script)
+    assert "--rows '+ correlation' --shots" in tasks_of(script)
+
+
+def tasks_of(script: Path) -> str:
+    return script.read_text().partition("SLURM_ARRAY_TASK_ID in\n")[2].partition("*) echo")[0]
+
+
+def test_an_array_job_replaces_nothing_else(folder):
+    script = folder / "train.sh"
+    script.write_text("#!/bin/sh\n")
+    with pytest.raises(FewShotError, match=r"train\.sh is there and is no array job"):
+        main(arguments(folder, "--slurm", str(script)))
+    assert script.read_text() == "#!/bin/sh\n"
+    script.unlink()
+    for _ in range(2):
+        main(arguments(folder, "--slurm", str(script)))
 
 
 def test_an_array_job_for_machines_without_gpus(folder):
@@ -175,6 +318,8 @@ def test_measured_beside_published(tmp_path, monkeypatch, capsys):
     assert len(measured) == 6 and all(row["value"] for row in rows)
     assert (tmp_path / "drawn/hdmnet-supplementary1.md").read_text().startswith("## HDMNet, supp")
     assert cv2.imread(str(tmp_path / "drawn/hdmnet-supplementary1.png")).std() > 5
+    with pytest.raises(SystemExit):  # a table is drawn whole
+        report(["table", "hdmnet-supplementary1", "--rows", with_mask])
 
 
 def test_results_of_other_settings_are_not_taken(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from util.reproduce import runner
 from util.reproduce.runner import Runner, duration, others_at_work, reason
 from util.reproduce.steps import Step, Steps
+from util.reproduce.tables import ROOT
 from util.runtime.errors import FewShotError, Interrupted
 from util.runtime.files import claim
 from util.runtime.signals import StopRequest
@@ -172,6 +175,103 @@ def test_a_failure_in_another_process_is_not_repeated(tmp_path):
         one.run()
     assert one.failed == {bad.output: "as the other said"}
     assert not (tmp_path / "reproduce_train.log").exists()
+
+
+def test_a_note_is_of_this_run_whatever_the_clocks_of_two_machines_say(tmp_path):
+    """One that was there is not taken for new, one that another machine writes not for old."""
+    bad, good = step(tmp_path, "bad.pth", code=FAIL), step(tmp_path, "good.pth")
+    note = tmp_path / "good.pth.failed"
+    note.write_text("of the run before")
+    os.utime(note, (time.time() + 3600,) * 2)
+    one = Runner(steps_of(bad, good), [bad.output, good.output], StopRequest())
+    note = tmp_path / "bad.pth.failed"
+    note.write_text("as the other said")
+    os.utime(note, (time.time() - 3600,) * 2)
+    with pytest.raises(FewShotError):
+        one.run()
+    assert one.failed == {bad.output: "as the other said"} and good.output.is_file()
+
+
+@pytest.mark.parametrize("place", ["folder", "log", "note"])
+def test_a_folder_that_cannot_be_written_fails_alone(tmp_path, capsys, place):
+    closed = tmp_path / "closed"
+    if place == "folder":
+        closed.touch()
+    else:
+        (closed / {"log": "reproduce_train.log", "note": "bad.pth.failed"}[place]).mkdir(
+            parents=True
+        )
+    bad, good = step(closed, "bad.pth", code=FAIL), step(tmp_path, "good.pth")
+    one = Runner(steps_of(bad, good), [bad.output, good.output], StopRequest())
+    with pytest.raises(FewShotError, match="1 of 2 cell"):
+        one.run()
+    assert good.output.is_file()
+    said = capsys.readouterr().out
+    why = "the planted mistake" if place == "note" else f"cannot write.*{closed}"
+    assert re.search(f"^failed: bad.pth \\(stage 2\\): {why}", said, re.M)
+
+
+class Clock:
+    """Of a world in which every pause takes a second. events: what happens when."""
+
+    def __init__(self, events: dict[int, Callable[[], object]]) -> None:
+        self.now, self.events = 1000, events
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, _: float) -> None:
+        self.now += 1
+        self.events.get(self.now - 1000, int)()
+
+
+def test_what_is_waited_for_is_said_when_it_changes_and_again(tmp_path, capsys, monkeypatch):
+    one, two = step(tmp_path, "one.pth"), step(tmp_path, "two.pth")
+    held = [claim(tmp_path / ".one.pth.claim"), claim(tmp_path / ".two.pth.claim")]
+    clock = Clock({130: held[0].close, 135: held[1].close})
+    monkeypatch.setattr(runner, "time", clock)
+    run(steps_of(one, two))
+    lines = capsys.readouterr().out.splitlines()
+    both, single = (f"waiting for {names}" for names in (f"{one.output}, {two.output}", two.output))
+    assert "2 running, 0 failed; " + both in lines[0]
+    assert sum(both in line for line in lines) == 3, "at once, and a minute and two later"
+    assert sum(line.endswith(single) for line in lines) == 1
+
+
+def test_a_training_typed_by_hand_is_waited_for(tmp_path, capsys):
+    """It holds its folder's lock and no claim; one that begins meanwhile is no failure."""
+    code = (
+        "import sys, time; from pathlib import Path; from util.runtime.files import lock\n"
+        "output = Path(sys.argv[1]); held = lock(output.with_name('.lock'), 'wait')\n"
+        "print('held', flush=True); time.sleep(0.6); output.open('a').write('x')"
+    )
+    training, test = cell(tmp_path, "one", code)
+    typed = subprocess.Popen(
+        training.arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert typed.stdout.readline() == "held\n"
+    base = step(tmp_path / "base", "base.pth", kind="base")
+    training = replace(training, needs=(base.output,))
+    run(steps_of(base, training, test))
+    assert typed.wait() == 0 and training.output.read_text() == "x"
+    said = capsys.readouterr().out
+    assert said.count(str(training.output)) == said.count(f"waiting for {training.output}") == 1
+
+
+def test_a_training_typed_by_hand_that_comes_first_is_no_failure(tmp_path, monkeypatch):
+    """It took the lock between the look at it and the start of the command."""
+    training = step(tmp_path, "one.pth", code=FAIL)
+    looks = iter([False, True, True])
+
+    def at_work(_: Path) -> bool:
+        if not (busy := next(looks, False)):
+            return False
+        training.output.write_text("x")
+        return busy
+
+    monkeypatch.setattr(runner, "in_use", at_work)
+    run(steps_of(training))
+    assert not (tmp_path / "one.pth.failed").exists()
 
 
 def test_a_wish_to_stop_reaches_the_command(tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import errno
+import fcntl
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +26,17 @@ from util.prepare.__main__ import main as prepare
 from util.report.__main__ import write as write_report
 from util.runtime import errors, files
 from util.runtime.errors import FewShotError
-from util.runtime.files import CannotWrite, user_path, write_atomically, write_json
+from util.runtime.files import (
+    CannotWrite,
+    claim,
+    in_use,
+    lock,
+    user_path,
+    write_atomically,
+    write_json,
+)  # fmt: skip
 
+NODE = socket.gethostname()
 # Where a stream grows (logs, locks, archives), and the note to torchrun in the temporary folder.
 STREAMS = {
     "util/train/log.py",
@@ -163,6 +174,41 @@ def test_a_report_on_a_disk_that_is_full(tmp_path):
     assert f"error: cannot write {tmp_path}/disk/report.png: No space left" in done.stderr
     assert "Traceback" not in done.stderr
     assert "report.md" in done.stdout and "report.png" not in done.stdout
+
+
+# --------------------------------------------------------------------------------------- locks
+
+
+@pytest.mark.parametrize("how", [claim, lambda path: lock(path, "wait"), in_use])
+def test_a_file_system_without_locks_is_said(monkeypatch, tmp_path, how):
+    """It is not taken for a lock that another process has, which one would wait for for ever."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".lock").touch()
+    for name in ("flock", "lockf"):
+        monkeypatch.setattr(fcntl, name, no_locks)
+    with pytest.raises(FewShotError, match=r"cannot lock .*/\.lock: this file system has no locks"):
+        how(tmp_path / ".lock")
+
+
+def test_a_lock_of_another_process_is_seen_and_left_alone(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from util.runtime.files import lock\n"
+        "held = lock(Path(sys.argv[1]), ''); print('held', flush=True); input()"
+    )
+    path = tmp_path / ".lock"
+    assert not in_use(path)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "held\n"
+        owner = path.read_text()
+        assert in_use(path) and path.read_text() == owner == f"process {other.pid} on {NODE}"
+        other.communicate("\n")
+    assert not in_use(path)
 
 
 # ------------------------------------------------------------------------ what the user named

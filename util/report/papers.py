@@ -34,12 +34,11 @@ Values = dict[Column, float]
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """``--data``, ``--folds``, ``--shots``, ``--rows``, ``--output``, ``--opts``."""
+    """``--data``, ``--folds``, ``--shots``, ``--output``, ``--opts``."""
     add = parser.add_argument
     add("--data", metavar="NAME", help="in small: the configurations of config/NAME, or a folder")
     add("--folds", type=numbers, metavar="0,2", help="these folds alone")
     add("--shots", type=numbers, metavar="1,5", help="these shots alone")
-    add("--rows", nargs="+", metavar="NAME", help="these rows alone")
     add("--output", type=user_path, metavar="DIR", help="folder of the drawn table (exp/tables)")
     add("--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE",
         help="of every command: where data and results are, how many workers, ...")  # fmt: skip

@@ -60,6 +60,8 @@ def sheet(options: argparse.Namespace) -> None:
     index = build_index(cfg, "test")
     sampler = EpisodeSampler(index, cfg.fold.classes("test"), cfg.shot, cfg.seeds[0])
     chosen = options.episodes or _random(options.random, options.seed, cfg)
+    if wrong := [number for number in chosen if not 0 <= number < cfg.episodes]:
+        raise FewShotError(f"--episodes must be from 0 to {cfg.episodes - 1}, not {wrong[0]}")
     rows = []
     for number in chosen:
         rows += _rows(models, names, index, sampler.episode(0, number), number)

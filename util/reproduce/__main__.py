@@ -14,22 +14,33 @@ something failed, 75 after SIGTERM or SIGINT; the same command goes on.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from util.evaluate import grid
 from util.report import papers
-from util.reproduce.cells import Cell, NotThere, Options, cells_of, free_options, in_small
+from util.reproduce.cells import (
+    Cell,
+    NotThere,
+    Options,
+    cells_of,
+    free_options,
+    in_small,
+    refuse_mixed,
+)  # fmt: skip
 from util.reproduce.estimate import Estimator, free_disk, size
-from util.reproduce.runner import Runner, duration, others_at_work
-from util.reproduce.slurm import array_job
-from util.reproduce.steps import KINDS, Steps, steps_of
+from util.reproduce.runner import Runner, duration, others_at_work, standing
+from util.reproduce.slurm import array_job, refuse_other
+from util.reproduce.steps import KINDS, Step, Steps, steps_of
 from util.reproduce.tables import Table, load_tables, table_of
 from util.runtime.errors import FewShotError, run
-from util.runtime.files import user_path, write_atomically
+from util.runtime.files import check_folder, user_path, write_atomically
 from util.runtime.signals import StopRequest
 
 
@@ -41,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("tables", nargs="*", metavar="TABLE", help="names; without any: list what there is")
     papers.add_selection(parser)
+    add("--rows", nargs="+", metavar="NAME", help="these rows alone")
     add("--gpus", type=int, metavar="N", help="processes of each training, a GPU each (1)")
     add("--only", nargs="+", choices=KINDS, default=list(KINDS), help="these steps alone")
     add("--dry-run", action="store_true", help="print the commands and what they need")
@@ -53,25 +65,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(overview(load_tables(), options.data, more))
         return
     works = [work_of(name, options, more) for name in dict.fromkeys(options.tables)]
+    refuse_mixed((cell for work in works for cell in work.cells), more)
     steps: Steps = {}
     for work in works:
         for path, step in work.steps.items():
             steps.setdefault(path, step)
     if not steps:
         raise FewShotError("nothing of this is made by a command: choose other rows or steps")
-    with StopRequest() as stop:
-        targets = [path for work in works for path in work.targets]
-        runner = Runner(steps, targets, stop, options.only)
-        if options.dry_run:
-            dry_run(runner)
-        elif options.slurm:
-            slurm(options, works, runner)
-        else:
-            try:
-                runner.run()
-            finally:
-                for work in works:
-                    papers.draw(work.table.name, options)
+    stop = StopRequest()
+    targets = [path for work in works for path in work.targets]
+    runner = Runner(steps, targets, stop, options.only)
+    if options.dry_run:
+        dry_run(runner)
+    elif options.slurm:
+        slurm(options, works, runner)
+    else:
+        for work in works:
+            check_folder(papers.place(work.table, work.cells, options).parent)
+        with stop:
+            each(runner.run, *(partial(papers.draw, work.table.name, options) for work in works))
+
+
+def each(*actions: Callable[[], None]) -> None:
+    """Do all; the first error is raised when the last has ended, the others are printed."""
+    first: FewShotError | None = None
+    for action in actions:
+        try:
+            action()
+        except FewShotError as error:
+            if first is not None:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            first = first or error
+    if first is not None:
+        raise first
 
 
 @dataclass(frozen=True)
@@ -104,26 +130,35 @@ def work_of(name: str, options: argparse.Namespace, more: Options) -> Work:
 def overview(tables: dict[str, Table], data: str | None, more: Options) -> str:
     """A line a table: where it stands, its cells, those that are there, those in work."""
     rows = [["table", "of", "cells", "done", "running", "failed"]]
+    problem: NotThere | None = None
     for name, table in tables.items():
         table = in_small(table, data)
         try:
             cells = cells_of(table, data, more)
-        except NotThere:
+        except NotThere as error:
+            problem = error
             continue
         steps = steps_of(table, cells, papers.place(table, cells, argparse.Namespace(data=data)))
         work = Work(table, cells, steps)
-        done = sum(steps[path].complete() for path in work.targets)
-        failed = sum(p.with_name(f"{p.name}.failed").is_file() for p in steps)
-        numbers = (len(work.targets), done, others_at_work(steps), failed)
+        found = Counter(standing(steps, path) for path in work.targets)
+        numbers = (len(work.targets), found["done"], others_at_work(steps), found["failed"])
         rows.append([name, f"{table.paper}, {table.place}", *map(str, numbers)])
+    if problem and len(rows) == 1:
+        raise problem
     return grid(rows)
+
+
+def planned(runner: Runner) -> list[Step]:
+    """What would be done; says of the rest why it cannot be."""
+    steps = runner.todo()
+    for path, sentence in runner.failed.items():
+        print(f"cannot: {runner.steps[path].title}: {sentence}")
+    return steps
 
 
 def dry_run(runner: Runner) -> None:
     """Print what would be done, and the time and disk that it needs."""
-    wanted = [runner.steps[path] for path in runner.wanted()]
-    for path, sentence in runner.failed.items():
-        print(f"cannot: {runner.steps[path].title}: {sentence}")
+    wanted = planned(runner)
     for step in wanted:
         print(step.typed, flush=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -153,33 +188,39 @@ def dry_run(runner: Runner) -> None:
 
 
 def slurm(options: argparse.Namespace, works: Sequence[Work], runner: Runner) -> None:
-    """Write the array job for what is missing."""
-    wanted = set(runner.wanted())
+    """Write the array job for what is missing: a task does what a table asks of one folder."""
+    refuse_other(options.slurm)
+    wanted = {step.output for step in planned(runner)}
     common = ["--data", options.data] if options.data else []
     common += ["--gpus", str(options.gpus)] if options.gpus else []
+    common += ["--output", str(options.output)] if options.output else []
     common += ["--opts", *options.opts] if options.opts else []
     bases: dict[Path, list[str]] = {}
-    others: dict[Path, list[str]] = {}
+    others: list[list[str]] = []
     for work in works:
-        shots: dict[Path, list[str]] = {}
+        missing = wanted & set(work.steps)
+        folders: dict[Path, list[Cell]] = {}
         for cell in work.cells:
-            shots.setdefault(cell.folder, []).append(str(cell.shot))
-        for cell in work.cells:
-            chosen = ["--folds", str(cell.fold), "--rows", cell.row.name]
+            fold = ["--folds", str(cell.fold)]
             last = cell.base.cfg.exp_dir() / "last.pth" if cell.base else None
-            if last in wanted:
-                task = [work.table.name, *chosen, "--only", "base", *common]
+            if last in missing:
+                task = [work.table.name, *fold, "--rows", cell.row.name, "--only", "base", *common]
                 bases.setdefault(last, task)
-            if {cell.result, cell.folder / "last.pth"} & wanted:
-                given = ["--shots", ",".join(dict.fromkeys(shots[cell.folder]))]
-                kinds = ["--only", *(kind for kind in KINDS if kind != "draw")]
-                task = [work.table.name, *chosen, *given, *kinds, *common]
-                others.setdefault(cell.folder, task)
+            if {cell.result, cell.cost, cell.folder / "last.pth"} & missing:
+                folders.setdefault(cell.folder, []).append(cell)
+        for cells in folders.values():
+            fold = ["--folds", str(cells[0].fold)]
+            rows = ["--rows", *dict.fromkeys(cell.row.name for cell in cells)]
+            shots = ["--shots", ",".join(dict.fromkeys(str(cell.shot) for cell in cells))]
+            kinds = [kind for kind in KINDS if kind in options.only and kind != "draw"]
+            if cells[0].cost not in missing and "measure" in kinds:
+                kinds.remove("measure")
+            others.append([work.table.name, *fold, *rows, *shots, "--only", *kinds, *common])
     if not bases and not others:
         raise FewShotError("nothing is missing that a job could make")
     name = "+".join(work.table.name for work in works)
     gpus = 1 if options.gpus is None else options.gpus
-    text = array_job(name, list(bases.values()), list(others.values()), gpus)
+    text = array_job(name, list(bases.values()), others, gpus)
     write_atomically(options.slurm, text.encode())
     print(f"written: {options.slurm} ({len(bases)} tasks of stage 1, {len(others)} others)")
 

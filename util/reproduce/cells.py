@@ -24,11 +24,12 @@ from util.runtime.errors import FewShotError
 
 # Keys that a folder's path says, or that only name files.
 IN_PATH = {"shot", "split", "backbone", "arch", "data_set", "trained_on", "name", "weight"}
+# Keys that say where the files of one data set are.
+OF_DATA = {"data_root", "train_list", "val_list", "split_lists"}
 # Keys that say where files are, or how a machine does the same work.
 FREE = {
-    "data_root", "train_list", "val_list", "split_lists", "allow_outside_root", "exp_root",
-    "workers", "print_freq", "save_freq", "save_every", "save_minutes", "keep", "cache_gb",
-    "batch_size_val", "compute", "compile", "tf32", "sync_bn",
+    *OF_DATA, "allow_outside_root", "exp_root", "workers", "print_freq", "save_freq", "save_every",
+    "save_minutes", "keep", "cache_gb", "batch_size_val", "compute", "compile", "tf32",
 }  # fmt: skip
 
 
@@ -96,6 +97,17 @@ def free_options(words: Sequence[str]) -> Options:
                 f"{', '.join(sorted(FREE))} (nearest: {nearest(key, FREE)})"
             )
     return pairs
+
+
+def refuse_mixed(cells: Iterable[Cell], more: Options) -> None:
+    """Raise FewShotError where ``more`` would name one data set's files for several."""
+    about = {setting.cfg.data_set for cell in cells for setting in (cell.train, cell.test)}
+    given = [key for key, _ in more if key in OF_DATA]
+    if given and len(about) > 1:
+        raise FewShotError(
+            f"--opts {given[0]} would be given to {' and '.join(sorted(about))} alike: write it "
+            "into their configuration files instead"
+        )
 
 
 def cells_of(table: Table, data: str | None = None, more: Options = ()) -> list[Cell]:

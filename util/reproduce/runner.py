@@ -8,6 +8,7 @@ sentence beside its output, for the processes that run meanwhile, and is tried a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,10 +21,11 @@ from typing import TextIO
 from util.reproduce.steps import KINDS, Step, Steps
 from util.reproduce.tables import ROOT
 from util.runtime.errors import EXIT_INTERRUPTED, FewShotError, Interrupted, one_line
-from util.runtime.files import appending, claim, write_atomically
+from util.runtime.files import CannotWrite, appending, claim, in_use, write_atomically
 from util.runtime.signals import StopRequest
 
 PAUSE = 1.0  # seconds between two looks at what other processes are doing
+REPEAT = 60.0  # seconds after which it is said again that they are waited for
 _TAIL = 20_000  # bytes of a log that are searched for the reason of a failure
 
 
@@ -40,7 +42,7 @@ class Runner:
     ) -> None:
         self.steps, self.stop, self.only = steps, stop, frozenset(only)
         self.targets = [path for path in targets if path in steps]
-        self.begun = time.time()
+        self.notes = {path: _told(path) for path in steps}  # of failures before this process
         self.done: set[Path] = set()
         self.failed: dict[Path, str] = {}
         self.elsewhere: set[Path] = set()
@@ -49,7 +51,12 @@ class Runner:
     def run(self) -> None:
         """Do all that can be done. Raises Interrupted when asked to stop, and FewShotError at the
         end when something failed; what is said before that names it."""
+        said, when = "", 0.0
         while self._look():
+            text = f"{self.progress()}; waiting for {', '.join(map(str, sorted(self.elsewhere)))}"
+            if text != said or time.monotonic() - when >= REPEAT:
+                print(one_line(text), flush=True)
+                said, when = text, time.monotonic()
             time.sleep(PAUSE)
         print(self.progress())
         for path, sentence in self.failed.items():
@@ -66,8 +73,9 @@ class Runner:
         """Take what can be taken, until nothing is left here; whether others are still at work."""
         again = True
         while again:
-            again, self.elsewhere = False, set()
-            for path in self.wanted():
+            again, wanted = False, self.wanted()
+            self.elsewhere &= set(wanted)
+            for path in wanted:
                 if self.stop.asked:
                     raise Interrupted(
                         f"stopped by {self.stop.name or 'a signal'}; the same command goes on"
@@ -82,35 +90,51 @@ class Runner:
         asked = set(chosen) - {need for step in chosen.values() for need in step.needs}
         wanted = []
         for path, step in reversed(self.steps.items()):
-            if path in asked and path not in self.failed and not self._is_complete(path, step):
+            if path in asked and not self._is_complete(path, step) and path not in self.failed:
                 wanted.append(path)
                 asked |= set(step.needs) if step.kind in self.only else set()
         return wanted[::-1]
 
-    def _take(self, path: Path, step: Step) -> bool:
-        """Do a step if it is its time; whether anything has changed."""
+    def todo(self) -> list[Step]:
+        """What would be done, if every step ended well; the others are in ``failed``."""
+        return [self.steps[path] for path in self.wanted() if not self._cannot(path)]
+
+    def _cannot(self, path: Path) -> bool:
+        """Whether a step has failed, or cannot be begun for what it needs or is."""
+        step = self.steps[path]
         if blocker := next((need for need in step.needs if need in self.failed), None):
             other = self.steps[blocker]
             self.failed[path] = f"needs {KINDS[other.kind]} of {other.title}, which failed"
-            return True
-        if step.kind not in self.only:
+        elif step.kind not in self.only:
             self.failed[path] = "it is not complete, and --only leaves it out"
-        if path in self.failed:
+        return path in self.failed
+
+    def _take(self, path: Path, step: Step) -> bool:
+        """Do a step if it is its time; whether anything has changed."""
+        if self._cannot(path):
             return True
         if any(need in self.steps and need not in self.done for need in step.needs):
             return False
-        held = claim(path.with_name(f".{path.name}.claim"))
-        if held is None:
-            self.elsewhere.add(path)
-            return False
-        with held:
-            if not self._is_complete(path, step) and not self._failed_elsewhere(path):
-                self._do(path, step, held)
+        self.elsewhere.discard(path)
+        try:
+            held = claim(path.with_name(f".{path.name}.claim"))
+            if held is None:
+                self.elsewhere.add(path)
+                return False
+            with held:
+                if _typed_elsewhere(step):
+                    self.elsewhere.add(path)
+                    return False
+                if not self._is_complete(path, step) and not self._failed_elsewhere(path):
+                    self._do(path, step, held)
+        except FewShotError as error:  # its folder cannot be written
+            self.failed[path] = str(error)
+            print(f"failed: {error}", flush=True)
         return True
 
     def _is_complete(self, path: Path, step: Step) -> bool:
         try:
-            complete = path in self.done or step.complete()
+            complete = path in self.done or (path not in self.failed and step.complete())
         except FewShotError as error:
             self.failed[path] = str(error)
             return False
@@ -120,9 +144,9 @@ class Runner:
 
     def _failed_elsewhere(self, path: Path) -> bool:
         """Whether it failed since this process began, in another."""
-        note = _note(path)
-        if path not in self.failed and note.is_file() and note.stat().st_mtime >= self.begun:
-            self.failed[path] = note.read_text(encoding="utf-8", errors="replace")
+        told = _told(path)
+        if path not in self.failed and told is not None and told != self.notes[path]:
+            self.failed[path] = told[1]
         return path in self.failed
 
     def _do(self, path: Path, step: Step, held: TextIO) -> None:
@@ -135,15 +159,17 @@ class Runner:
             start = output.tell()
             status = self._call(step, output, held)
         if status == 0 and self._is_complete(path, step):
-            _note(path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _note(path).unlink(missing_ok=True)
             self.seconds.setdefault(step.kind, []).append(time.monotonic() - begin)
             return
-        if self.stop.asked:
+        if self.stop.asked or (path not in self.failed and _typed_elsewhere(step)):
             return
         if path not in self.failed:
             self.failed[path] = reason(log, start, status)
         print(f"failed: {self.failed[path]} (see {log})", flush=True)
-        write_atomically(_note(path), self.failed[path].encode("utf-8", "backslashreplace"))
+        with contextlib.suppress(CannotWrite):
+            write_atomically(_note(path), self.failed[path].encode("utf-8", "backslashreplace"))
 
     def _call(self, step: Step, output: TextIO, held: TextIO) -> int:
         """Start the command and wait for it; a wish to stop is handed on to it."""
@@ -182,6 +208,34 @@ def _note(path: Path) -> Path:
     return path.with_name(f"{path.name}.failed")
 
 
+def _told(path: Path) -> tuple[int, str] | None:
+    """Time and sentence of the note of a failure; None where there is none."""
+    note = _note(path)
+    try:
+        return note.stat().st_mtime_ns, note.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _typed_elsewhere(step: Step) -> bool:
+    """Whether a training that none of these commands has begun is at work in a step's folder."""
+    return step.kind in ("base", "train") and in_use(step.output.with_name(".lock"))
+
+
+def standing(steps: Steps, path: Path) -> str:
+    """'done', 'failed' or 'missing': failed where it is not there and a failure of it, or of what
+    it needs, is known."""
+    step = steps[path]
+    try:
+        if step.complete():
+            return "done"
+    except FewShotError:
+        return "failed"
+    needs = (need for need in step.needs if need in steps)
+    bad = _told(path) is not None or any(standing(steps, need) == "failed" for need in needs)
+    return "failed" if bad else "missing"
+
+
 def reason(log: Path, start: int, status: int) -> str:
     """Why a command ended with ``status``, in its own words: what it wrote into ``log`` from byte
     ``start`` on."""
@@ -215,8 +269,9 @@ def others_at_work(steps: Iterable[Path]) -> int:
     for path in steps:
         lock = path.with_name(f".{path.name}.claim")
         if lock.is_file():
-            held = claim(lock)
-            working += held is None
-            if held is not None:
-                held.close()
+            with contextlib.suppress(FewShotError):  # a folder of somebody else's
+                held = claim(lock)
+                working += held is None
+                if held is not None:
+                    held.close()
     return working

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
+from util.runtime.errors import FewShotError
+
+HEAD = "#!/bin/bash\n# An array job of python -m util.reproduce.\n"
 TEMPLATE = """\
-#!/bin/bash
-# {count} tasks: stage 1 ({bases}), then a training and its evaluations each.
+{head}# {count} tasks: stage 1 ({bases}), then a training and its evaluations each.
 #
 #   sh FILE        submits them as one array, and the later ones when stage 1 has ended
 #   sbatch FILE    submits all at once: whoever needs a stage 1 that another makes waits for it
@@ -61,6 +64,7 @@ def array_job(
     if bases and others:
         submit = BOTH.format(base=len(bases) - 1, rest=len(bases), last=last)
     return TEMPLATE.format(
+        head=HEAD,
         name=name,
         count=len(tasks),
         bases=f"0 to {len(bases) - 1}" if bases else "none is missing",
@@ -70,3 +74,18 @@ def array_job(
         submit=submit,
         tasks="\n".join(lines),
     )
+
+
+def refuse_other(path: Path) -> None:
+    """Raise FewShotError when a job would replace a file that is none."""
+    try:
+        with open(path, "rb") as file:
+            is_job = file.read(len(HEAD)) == HEAD.encode()
+    except FileNotFoundError:
+        return
+    except OSError:  # a folder, or a file that cannot be read
+        is_job = False
+    if not is_job:
+        raise FewShotError(
+            f"{path} is there and is no array job of this command: name another file"
+        )

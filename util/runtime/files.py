@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 from util.runtime.errors import FewShotError
 
 _UNSET = re.compile(r"~[^/]*|\$(\w+|\{[^}/]*\})")
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # of a lock that another process has
 _LONGEST_NAME = 80  # characters of a class in a file's name; most systems take 255 bytes in all
 
 
@@ -147,15 +149,13 @@ def lock(path: Path, advice: str) -> TextIO:
         file = open(path, "a+")
     except OSError as error:
         raise FewShotError(f"cannot write in {path.parent}: {error.strerror}") from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not _locked(file, path, fcntl.lockf):
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()
         raise FewShotError(
             f"{path.parent} is in use by a run that is still going ({owner}); {advice}"
-        ) from error
+        )
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
@@ -173,9 +173,41 @@ def claim(path: Path) -> TextIO | None:
         file = open(path, "a+")
     except OSError as error:
         raise FewShotError(f"cannot write in {path.parent}: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(file, path, fcntl.flock):
         file.close()
         return None
     return file
+
+
+def in_use(path: Path) -> bool:
+    """Whether another process has the :func:`lock` on ``path``."""
+    try:
+        file = open(path)
+    except OSError:
+        return False
+    with file:
+        return not _locked(file, path, fcntl.lockf, fcntl.LOCK_SH)
+
+
+def _locked(
+    file: TextIO, path: Path, how: Callable[[TextIO, int], None], kind: int = fcntl.LOCK_EX
+) -> bool:
+    """Whether a lock on an open file could be had; False when another process has it."""
+    try:
+        how(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        file.close()
+        raise FewShotError(
+            f"cannot lock {path}: this file system has no locks ({error.strerror})"
+        ) from error
+    return True
+
+
+def check_folder(folder: Path) -> None:
+    """Raise FewShotError when nothing can be written into a folder, made or still to be made."""
+    there = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "there is no permission" if there.is_dir() else f"{there} is no folder"
+        raise FewShotError(f"cannot write in {folder}: {why}")
