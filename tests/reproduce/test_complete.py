@@ -14,6 +14,7 @@ import torch
 
 from tests.reproduce.small import make_small, write_result
 from util.evaluate.result import settings
+from util.report.__main__ import main
 from util.reproduce.cells import Cell, cells_of
 from util.reproduce.complete import costs_of, drawn, result_of, trained
 from util.reproduce.tables import COSTS, table_of
@@ -67,10 +68,10 @@ def test_a_result_is_of_its_training_where_the_checkpoints_are_gone(folder):
         result_of(cell)
 
 
-def test_a_result_is_of_the_training_that_lies_beside_it(folder):
+def test_a_result_is_of_the_training_that_lies_beside_it(folder, capsys):
     """Its last checkpoint says more than the result: it may be going on, or be another."""
     cell = cell_in(folder)
-    write_result(cell, 0.5)
+    write_result(cell, 0.4321)
     last = checkpoint(cell, complete=False)
     assert result_of(cell) is None and not trained(cell.train.cfg, last)
     checkpoint(cell)
@@ -79,6 +80,10 @@ def test_a_result_is_of_the_training_that_lies_beside_it(folder):
     for look in (lambda: result_of(cell), lambda: trained(cell.train.cfg, last)):
         with pytest.raises(FewShotError, match="holds a training with base_lr 0.5"):
             look()
+    main(["table", "hdmnet-table3", "--data", str(folder / "tiny"), "--folds", "0"])
+    said = capsys.readouterr().out
+    assert "Not taken: " in said and "holds a training with base_lr 0.5" in said
+    assert "43.21" not in said
     last.with_name(SUPERSEDED).touch()
     assert result_of(cell) and not trained(cell.train.cfg, last)
 

@@ -94,7 +94,7 @@ def measured(table: Table, cells: Sequence[Cell]) -> dict[str, Values]:
     values: dict[str, Values] = {row.name: {} for row in table.rows}
     scores: dict[tuple[str, int], dict[int, Mapping[str, Any]]] = {}
     for cell in cells:
-        found = result_of(cell)
+        found, _ = _result(cell)
         if found is not None:
             scores.setdefault((cell.row.name, cell.shot), {})[cell.fold] = found["mean"]
         values[cell.row.name] |= _costs(cell)
@@ -108,6 +108,14 @@ def measured(table: Table, cells: Sequence[Cell]) -> dict[str, Values]:
             if len(numbers) == len(wanted):
                 values[row.name][column] = sum(numbers) / len(numbers)
     return values
+
+
+def _result(cell: Cell) -> tuple[dict[str, Any] | None, str]:
+    """The cell's result, and why what lies there is not taken for it."""
+    try:
+        return result_of(cell), ""
+    except FewShotError as error:
+        return None, str(error)
 
 
 def _costs(cell: Cell) -> Values:
@@ -237,6 +245,8 @@ def notes_of(table: Table, cells: Sequence[Cell], whole: Table, data: str | None
         there = {cell.row.name for cell in cells}
         if gone := [row.name for row in table.rows if row.config and row.name not in there]:
             notes.append(f"No configuration on these data: {', '.join(gone)}.")
+    refused = dict.fromkeys(why for cell in cells if (why := _result(cell)[1]))
+    notes += [f"Not taken: {why}." for why in refused]
     machines = {m for cell in cells if (m := _machine(cell))}
     if machines and set(COSTS) & set(table.measures):
         notes.append(f"Costs measured on {'; '.join(sorted(machines))}.")
