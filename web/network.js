@@ -26,7 +26,6 @@ function* fields(bytes) {
     if (tag % 8 === 0) yield [number, varint()];
     else if (tag % 8 === 2) {
       const length = varint();
-      if (length > bytes.length - at) throw past();
       yield [number, bytes.subarray(at, at + length)];
       at += length;
     } else at += tag % 8 === 1 ? 8 : 4;
