@@ -2,16 +2,19 @@
 // data RGBA bytes as a canvas gives them; masks Uint8Array with 1 = object, 0 = rest, 255 = ignored.
 
 const FORMAT = "fewshot-onnx-1";
+export const HALVES = ["support", "query"]; // each a file, HALF.onnx
 const TOGETHER = 8; // supports that one call compares
 
 // ------------------------------------------------------------------------------------- metadata
 
-/** The fields of a protocol buffer message: [number, bytes or number]. */
+/** The fields of a protocol buffer message: [number, bytes or number]. Throws where it is none. */
 function* fields(bytes) {
   let at = 0;
+  const past = () => new Error("the bytes end within a field");
   const varint = () => {
     let value = 0;
     for (let factor = 1; ; factor *= 128) {
+      if (at >= bytes.length) throw past();
       const byte = bytes[at++];
       value += (byte % 128) * factor;
       if (byte < 128) return value;
@@ -27,10 +30,11 @@ function* fields(bytes) {
       at += length;
     } else at += tag % 8 === 1 ? 8 : 4;
   }
+  if (at > bytes.length) throw past();
 }
 
-/** What an exported file says about itself (util/weights/onnx_about.py). */
-export function about(bytes, name) {
+/** Metadata of an ONNX file, texts by name. */
+function properties(bytes) {
   const text = new TextDecoder();
   const found = {};
   for (const [number, entry] of fields(bytes)) {
@@ -38,9 +42,72 @@ export function about(bytes, name) {
     const { 1: key, 2: value } = Object.fromEntries(fields(entry));
     found[text.decode(key)] = text.decode(value);
   }
+  return found;
+}
+
+const text = (value) => typeof value === "string";
+const three = (value) =>
+  Array.isArray(value) && value.length === 3 && value.every((each) => Math.abs(each) < 1e6);
+// Whether a value may be that of a field (util/weights/onnx_about.py).
+const FITS = {
+  arch: text,
+  backbone: text,
+  model: text,
+  weights: text,
+  head: (value) => ["final", "meta"].includes(value),
+  val_size: (value) => Number.isInteger(value) && value > 0,
+  resized_val: (value) => typeof value === "boolean",
+  ann_type: (value) => ["mask", "bbox"].includes(value),
+  mean: three,
+  std: (value) => three(value) && Math.min(...value) > 0,
+  half: (value) => HALVES.includes(value),
+};
+
+/** What an exported file says about itself; `half` only where it says so. */
+export function about(bytes, name) {
+  let found = {};
+  try {
+    found = properties(bytes);
+  } catch {
+    // no ONNX file, or not all of it
+  }
   if (found.format !== FORMAT) throw new Error(`${name} was not written by util.export onnx`);
-  delete found.format;
-  return Object.fromEntries(Object.entries(found).map(([key, value]) => [key, JSON.parse(value)]));
+  const values = {};
+  for (const [field, fits] of Object.entries(FITS)) {
+    if (found[field] === undefined) {
+      if (field === "half") continue;
+      throw new Error(`${name} is a damaged export: ${field} is missing`);
+    }
+    try {
+      values[field] = JSON.parse(found[field]);
+    } catch {
+      // which fits no field
+    }
+    if (!fits(values[field])) {
+      const said = found[field].slice(0, 40);
+      throw new Error(`${name} is a damaged export: ${field} cannot be ${said}`);
+    }
+  }
+  return values;
+}
+
+/** Throws where a file holds the other half of an export. */
+function checkHalf(half, expected) {
+  if (half !== expected) {
+    throw new Error(`${expected}.onnx holds what belongs in ${half}.onnx: export both files anew`);
+  }
+}
+
+/** What both files say about themselves, if it is the same and each is its half. */
+export function same(abouts) {
+  const [found, other] = abouts.map(({ half, ...rest }, i) => {
+    checkHalf(half ?? HALVES[i], HALVES[i]);
+    return rest;
+  });
+  if (JSON.stringify(found) !== JSON.stringify(other)) {
+    throw new Error("support.onnx and query.onnx are of two exports: export them anew");
+  }
+  return found;
 }
 
 // -------------------------------------------------------------------------------------- pictures
@@ -151,8 +218,16 @@ export class Predictor {
     if (about.ann_type !== "mask") {
       throw new Error(`ann_type ${about.ann_type} is understood by predict.py alone`);
     }
+    [support, query].forEach(({ inputNames }, i) => {
+      checkHalf(inputNames.includes("picture") ? "query" : "support", HALVES[i]);
+    });
     Object.assign(this, { ort, about, support, query });
-    this.classes = new Map(); // name -> encodings of its supports
+    this.classes = new Map(); // name -> its supports: id -> encoding
+    this.added = 0;
+  }
+
+  get names() {
+    return [...this.classes.keys()];
   }
 
   image(picture) {
@@ -160,7 +235,7 @@ export class Predictor {
     return new this.ort.Tensor("float32", fitted(this.about, picture), [1, 3, side, side]);
   }
 
-  /** Encode one support of a class, once. */
+  /** Encode one support of a class, once: its id. */
   async add(picture, mask, name) {
     const side = this.about.val_size;
     const small = fittedMask(this.about, mask, picture);
@@ -171,24 +246,26 @@ export class Predictor {
     }
     const tensor = new this.ort.Tensor("uint8", small, [1, side, side]);
     const encoding = await this.support.run({ image: this.image(picture), mask: tensor });
-    this.classes.set(name, [...(this.classes.get(name) ?? []), encoding]);
+    if (!this.classes.has(name)) this.classes.set(name, new Map());
+    this.classes.get(name).set((this.added += 1), encoding);
+    return this.added;
   }
 
-  /** Forget a support of a class by its place; with its only one goes the class. */
-  remove(name, place) {
-    const left = this.classes.get(name).toSpliced(place, 1);
-    if (left.length) this.classes.set(name, left);
-    else this.classes.delete(name);
+  /** Forget a support by its id; with a class's only one goes the class. */
+  remove(id) {
+    for (const [name, supports] of this.classes) {
+      if (supports.delete(id) && !supports.size) this.classes.delete(name);
+    }
   }
 
   /** Classes that are asked about together: equally many supports, and not too many in all. */
   groups() {
     const groups = [];
-    for (const [name, { length }] of this.classes) {
+    for (const [name, { size }] of this.classes) {
       const last = groups.at(-1);
-      const fits = last?.shots === length && (last.names.length + 1) * length <= TOGETHER;
+      const fits = last?.shots === size && (last.names.length + 1) * size <= TOGETHER;
       if (fits) last.names.push(name);
-      else groups.push({ shots: length, names: [name] });
+      else groups.push({ shots: size, names: [name] });
     }
     return groups;
   }
@@ -206,7 +283,7 @@ export class Predictor {
     for (const { shots, names } of this.groups()) {
       const all = new BigInt64Array(names.length); // of the first picture, number 0
       const feeds = { image, picture: new this.ort.Tensor("int64", all, [names.length]) };
-      const encodings = names.flatMap((name) => this.classes.get(name));
+      const encodings = names.flatMap((name) => [...this.classes.get(name).values()]);
       for (const key of this.support.outputNames) {
         feeds[key] = joined(this.ort, encodings.map((each) => each[key]), [names.length, shots]);
       }

@@ -1,4 +1,5 @@
 // What is marked, chosen and shown; the network is in worker.js.
+import { read } from "./pictures.js";
 
 const COLOURS = [ // of util/draw/overlays.py
   [0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [213, 94, 0], [86, 180, 233], [240, 228, 66],
@@ -9,6 +10,8 @@ const HINTS = {
   polygon: "Click along the outline; the first corner again ends it.",
 };
 const NEAR = 12; // pixels of the screen that count as the same corner
+const THUMBNAIL = 300; // longer side of what is drawn, in pixels
+const RESULT = 1200;
 
 const $ = (name) => document.getElementById(name);
 const css = (number) => `rgb(${COLOURS[(number - 1) % COLOURS.length]})`;
@@ -29,57 +32,59 @@ function ask(task, values = {}) {
 }
 
 worker.onmessage = ({ data: { id, result, error, loaded, total } }) => {
-  if (id === undefined) {
-    $("progress").value = total ? loaded / total : null;
-    const mb = (bytes) => (bytes / 1e6).toFixed(1);
-    $("status").textContent =
-      loaded < total ? `Loading the model: ${mb(loaded)} of ${mb(total)} MB` : "Preparing the model …";
-    return;
-  }
-  const { resolve, reject } = waiting.get(id);
+  if (id === undefined) return progressed(loaded, total);
+  const { resolve, reject } = waiting.get(id) ?? {};
   waiting.delete(id);
-  if (error === undefined) resolve(result);
-  else reject(new Error(error));
+  if (error === undefined) resolve?.(result);
+  else reject?.(new Error(error));
 };
-worker.onerror = (event) => failed(new Error(event.message || "the network could not be started"));
+worker.onerror = ({ message }) => {
+  const files = "worker.js, network.js or ort.wasm.bundle.min.mjs cannot be loaded";
+  const error = new Error(message || `${files}: build the site with web/build.sh`);
+  failed(error);
+  for (const { reject } of waiting.values()) reject(error);
+  waiting.clear();
+};
+
+/** Bytes that came of the model; `total` is NaN where the server does not say. */
+function progressed(loaded, total) {
+  const mb = (bytes) => (bytes / 1e6).toFixed(1);
+  const all = total ? ` of ${mb(total)}` : "";
+  $("status").textContent =
+    loaded === total ? "Preparing the model …" : `Loading the model: ${mb(loaded)}${all} MB`;
+  if (total && loaded < total) $("progress").value = loaded / total;
+  else $("progress").removeAttribute("value");
+}
 
 function failed(error) {
   $("message").textContent = error.message;
 }
 
+const running = new Map(); // button -> how many of its jobs run
+
+function count(button, change) {
+  running.set(button, (running.get(button) ?? 0) + change);
+  button.disabled = !ready || running.get(button) > 0;
+}
+
 /** `work`, with its complaint on the page and its button quiet until it ends. */
 async function during(button, work) {
   $("message").textContent = "";
-  button.disabled = true;
+  count(button, 1);
   try {
     await work();
   } catch (error) {
     failed(error);
   } finally {
-    button.disabled = !ready;
+    count(button, -1);
   }
 }
 
 // --------------------------------------------------------------------------------------- marking
 
-let picture = null; // {width, height, data} of the support
+let source = null; // the file that was chosen last
+let picture = null; // {width, height, data} of it
 let parts = []; // {tool, width, points, closed}
-
-/** The pixels of a file, upright, as they are stored: no colour is converted. */
-async function read(file) {
-  const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(file, options);
-  } catch {
-    throw new Error(`${file.name} is not a picture that this browser can read`);
-  }
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  const { width, height, data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
-  return { width, height, data };
-}
 
 function show(canvas, { width, height, data }) {
   Object.assign(canvas, { width, height });
@@ -162,7 +167,9 @@ function marked() {
   draw();
   const { width, height } = $("marks");
   const { data } = $("marks").getContext("2d").getImageData(0, 0, width, height);
-  return Uint8Array.from({ length: width * height }, (_, i) => (data[4 * i + 3] >= 128 ? 1 : 0));
+  const mask = new Uint8Array(width * height);
+  for (let i = 0; i < mask.length; i++) mask[i] = data[4 * i + 3] >= 128 ? 1 : 0;
+  return mask;
 }
 
 function chosen() {
@@ -172,17 +179,42 @@ function chosen() {
 
 async function opened() {
   const [file] = $("support").files;
+  source = file;
+  picture = null;
   parts = [];
-  picture = file ? await read(file) : null;
-  $("sketch").hidden = !picture;
-  if (!picture) return;
+  draw();
+  $("sketch").hidden = true;
+  if (!file) return;
+  let found;
+  try {
+    found = await read(file);
+  } catch (error) {
+    if (source === file) throw error;
+  }
+  if (source !== file) return; // another was chosen meanwhile
+  picture = found;
   show($("shown"), picture);
   Object.assign($("marks"), { width: picture.width, height: picture.height });
+  $("sketch").hidden = false;
+}
+
+/** A canvas of at most `side` pixels a side with canvases over each other: [canvas, opacity]. */
+function small(side, ...layers) {
+  const [[{ width, height }]] = layers;
+  const scale = Math.min(1, side / Math.max(width, height));
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(scale * width));
+  canvas.height = Math.max(1, Math.round(scale * height));
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  for (const [layer, opacity] of layers) {
+    context.globalAlpha = opacity;
+    context.drawImage(layer, 0, 0, canvas.width, canvas.height);
+  }
+  return canvas;
 }
 
 // -------------------------------------------------------------------------------------- supports
-
-const names = []; // of the classes, in the order of their first support
 
 async function add() {
   if (!picture) throw new Error("choose a picture first");
@@ -190,58 +222,52 @@ async function add() {
   if (!mask.includes(1)) throw new Error(`nothing is marked. ${HINTS[tool()]}`);
   const name = $("class").value.trim();
   if (!name) throw new Error("give the class a name");
-  await ask("add", { picture, mask, name });
-  if (!names.includes(name)) names.push(name);
+  // The picture and its marks may be others when the answer comes.
+  const taken = new Set(parts);
+  const thumbnail = small(THUMBNAIL, [$("shown"), 1], [$("marks"), 0.6]);
+  const id = await ask("add", { picture, mask, name });
   const item = document.createElement("li");
-  item.dataset.name = name;
-  const canvas = document.createElement("canvas");
-  show(canvas, picture);
-  canvas.getContext("2d").globalAlpha = 0.6;
-  canvas.getContext("2d").drawImage($("marks"), 0, 0);
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = "Remove";
-  button.onclick = () => during(button, () => remove(item));
-  item.append(canvas, name, " ", button);
+  button.onclick = () =>
+    during(button, async () => {
+      await ask("remove", { id });
+      item.remove();
+    });
+  item.append(thumbnail, name, " ", button);
   $("supports").append(item);
-  parts = [];
+  parts = parts.filter((part) => !taken.has(part));
   draw();
-}
-
-async function remove(item) {
-  const { name } = item.dataset;
-  const same = [...$("supports").children].filter((other) => other.dataset.name === name);
-  await ask("remove", { name, place: same.indexOf(item) });
-  item.remove();
-  if (same.length === 1) names.splice(names.indexOf(name), 1);
 }
 
 // --------------------------------------------------------------------------------------- results
 
-/** A picture with every pixel of a class mixed with its colour; `keep`: what stays of the pixel. */
-function tinted({ width, height, data }, labels, keep) {
-  const shown = new Uint8ClampedArray(data.length);
+/** A canvas with labels in the colours of their classes, clear where there is no class. */
+function coloured(labels, { width, height }) {
+  const bytes = [0, 0, 0, 0, ...COLOURS.flatMap((colour) => [...colour, 255])];
+  const palette = new Uint32Array(new Uint8Array(bytes).buffer);
+  const data = new Uint8ClampedArray(4 * labels.length);
+  const pixels = new Uint32Array(data.buffer);
   for (let i = 0; i < labels.length; i++) {
-    const colour = labels[i] ? COLOURS[(labels[i] - 1) % COLOURS.length] : null;
-    for (let at = 4 * i; at < 4 * i + 3; at++) {
-      shown[at] = colour ? keep * data[at] + (1 - keep) * colour[at % 4] : data[at];
-    }
-    shown[4 * i + 3] = 255;
+    if (labels[i]) pixels[i] = palette[1 + ((labels[i] - 1) % COLOURS.length)];
   }
-  return { width, height, data: shown };
+  const canvas = new OffscreenCanvas(width, height);
+  show(canvas, { width, height, data });
+  return canvas;
 }
 
-/** The labels in the colours of their classes on black, as a PNG to keep. */
-async function maskFile({ width, height, data }, labels) {
-  const black = { width, height, data: new Uint8ClampedArray(data.length) };
-  const canvas = new OffscreenCanvas(width, height);
-  show(canvas, tinted(black, labels, 0));
+/** The colours on black, as a PNG to keep. */
+async function maskFile(layer) {
+  const canvas = new OffscreenCanvas(layer.width, layer.height);
+  canvas.getContext("2d", { alpha: false }).drawImage(layer, 0, 0);
   return URL.createObjectURL(await canvas.convertToBlob({ type: "image/png" }));
 }
 
 async function segment() {
   const files = [...$("queries").files];
   if (!files.length) throw new Error("choose pictures to segment");
+  if (!(await ask("names")).length) throw new Error("no support yet: mark an object first");
   $("results").querySelectorAll("a").forEach((link) => URL.revokeObjectURL(link.href));
   $("results").replaceChildren();
   const started = performance.now();
@@ -250,7 +276,10 @@ async function segment() {
     $("status").textContent = `Picture ${number + 1} of ${files.length} …`;
     try {
       const query = await read(file);
-      $("results").append(await result(file.name, query, await ask("predict", { picture: query })));
+      const found = await ask("predict", { picture: query }).catch(({ message }) => {
+        throw new Error(`${file.name}: ${message}`);
+      });
+      $("results").append(await result(file.name, query, found));
     } catch (error) {
       leftOut.push(error.message);
     }
@@ -261,12 +290,13 @@ async function segment() {
   if (leftOut.length) throw new Error(`left out: ${leftOut.join("; ")}`);
 }
 
-async function result(name, query, labels) {
+async function result(name, query, { labels, names }) {
   const counts = new Array(names.length + 1).fill(0);
-  for (const label of labels) counts[label] += 1;
+  for (let i = 0; i < labels.length; i++) counts[labels[i]] += 1;
+  const whole = new OffscreenCanvas(query.width, query.height);
+  show(whole, query);
+  const layer = coloured(labels, query);
   const figure = document.createElement("figure");
-  const canvas = document.createElement("canvas");
-  show(canvas, tinted(query, labels, 0.5));
   const caption = document.createElement("figcaption");
   names.forEach((each, i) => {
     const sign = document.createElement("span");
@@ -275,11 +305,11 @@ async function result(name, query, labels) {
     caption.append(sign, `${each} · ${Math.round((100 * counts[i + 1]) / labels.length)} %  `);
   });
   const link = document.createElement("a");
-  link.href = await maskFile(query, labels);
+  link.href = await maskFile(layer);
   link.download = `${name.replace(/\.[^.]*$/, "")}_mask.png`;
   link.textContent = "mask";
   caption.append(`(${name}) `, link);
-  figure.append(canvas, caption);
+  figure.append(small(RESULT, [whole, 1], [layer, 0.5]), caption);
   return figure;
 }
 
@@ -300,7 +330,7 @@ ask("load").then(
     $("status").textContent = `${about.arch} is ready`;
     $("progress").hidden = true;
     ready = true;
-    $("add").disabled = $("segment").disabled = false;
+    for (const name of ["add", "segment"]) count($(name), 0);
   },
   (error) => {
     $("progress").hidden = true;
