@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from model.ensemble import Ensemble
 from model.hsnet import HSNet
+from model.matching import MatchingBlock
+from model.pspnet import PyramidHead
 from tests.models import build, episode
 from tests.own_pictures import disc, small_config, untrained
 from util.export import main as export_main
 from util.runtime.errors import FewShotError
 from util.weights import onnx as halves
 from util.weights.onnx_about import QUERY, SUPPORT, about
-from util.weights.onnx_forms import average, exportable, factor, group_norm, same
+from util.weights.onnx_forms import METHODS, average, exportable, factor, group_norm, same
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -113,6 +115,32 @@ def test_group_norm_in_steps(shape):
     torch.nn.init.normal_(norm.bias)
     x = 3 + torch.randn(shape, dtype=torch.float64)
     assert torch.allclose(group_norm(norm, x), norm(x), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("GroupNorm", {"num_groups": 2}), ("GroupNorm1", {}), ("GroupNorm1", {"affine": False}),
+     ("GroupNormAct", {"num_groups": 2}), ("GroupNormAct", {"num_groups": 2, "apply_act": False}),
+     ("GroupNormAct", {"num_groups": 2, "drop_layer": torch.nn.Hardtanh}), ("GroupNorm1Act", {})],
+)  # fmt: skip
+def test_group_norms_of_timm_keep_what_is_behind_them(kind, options):
+    norm = getattr(pytest.importorskip("timm.layers"), kind)(8, **options).eval()
+    x = 3 * torch.randn(2, 8, 5, 6, generator=torch.Generator().manual_seed(0))
+    copied = exportable(norm)
+    assert "forward" in vars(copied)
+    assert torch.allclose(copied(x.clone()), norm(x.clone()), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_what_a_subclass_has_for_its_own_stays(name):
+    known = {"forward": torch.nn.GroupNorm, "grids": PyramidHead, "factor": Ensemble,
+             "join": MatchingBlock, "match": HSNet}[name]  # fmt: skip
+    own = type(known.__name__, (known,), {name: lambda self: "its own"})
+    derived = type("Derived", (known,), {})
+    for kind, replaced in ((own, False), (derived, True)):
+        part = kind.__new__(kind)
+        torch.nn.Module.__init__(part)
+        assert (name in vars(exportable(part))) == replaced
 
 
 def test_a_mean_over_a_million_numbers_keeps_its_digits():
