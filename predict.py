@@ -155,14 +155,13 @@ def model_files(
         )
         return [weight], settings, load
     from util.predict.onnx import OnnxPredictor
-    from util.weights.onnx_about import QUERY, SUPPORT
+    from util.weights.onnx_about import both
 
     for name in ("config", "weight", "device", "opts", "presence"):
         if getattr(options, name) not in (None, []):
             raise FewShotError(f"--onnx takes the model as it was exported, without --{name}")
-    files = [Path(options.onnx) / name for name in (SUPPORT, QUERY)]
     settings = {"head": options.head, "refine": False}
-    return files, settings, partial(OnnxPredictor, options.onnx, options.head)
+    return both(options.onnx), settings, partial(OnnxPredictor, options.onnx, options.head)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -19,10 +20,11 @@ from tests.own_pictures import ROOT, disc, small_config, untrained, write
 from tests.training_case import environment
 from util.data.transform import restore
 from util.predict import FewShotPredictor, OnnxPredictor
-from util.predict.onnx import enlarged
+from util.predict.onnx import enlarged, strongest
 from util.runtime.errors import FewShotError
 
 pytest.importorskip("onnxruntime")
+HALVES = ("support.onnx", "query.onnx")
 BLOCKED = """
 import sys
 sys.modules.update(dict.fromkeys(("torch", "torchvision", "timm", "scipy", "matplotlib")))
@@ -108,9 +110,72 @@ def test_files_that_are_no_export(exported, tmp_path):
     folder, _ = exported
     with pytest.raises(FewShotError, match=r"there is no .*support\.onnx: python -m util.export"):
         OnnxPredictor(tmp_path)
-    (tmp_path / "support.onnx").write_bytes(b"nothing")
-    with pytest.raises(FewShotError, match=r"support\.onnx cannot be read as an ONNX file"):
+    for name in HALVES:
+        (tmp_path / name).write_bytes(b"nothing")
+    reason = r"support\.onnx cannot be read as an ONNX file by onnxruntime \d\S+: Protobuf parsing"
+    with pytest.raises(FewShotError, match=reason):
         OnnxPredictor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [("ir_version", "Unsupported model IR version: 99, max"), ("opset", "ONNX Runtime only .*99")],
+)
+def test_files_of_a_newer_version_are_refused_with_the_reason(exported, tmp_path, field, reason):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported[0] / "support.onnx")
+    if field == "opset":
+        model.opset_import[0].version = 99
+    else:
+        model.ir_version = 99
+    shutil.copy(exported[0] / "query.onnx", tmp_path)
+    onnx.save(model, tmp_path / "support.onnx")
+    with pytest.raises(FewShotError, match=rf"by onnxruntime \d\S+: {reason}"):
+        OnnxPredictor(tmp_path)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_halves_in_each_others_place(exported, tmp_path, said):
+    onnx = pytest.importorskip("onnx")
+    for name in HALVES:
+        model = onnx.load(exported[0] / name)
+        if not said:
+            kept = [each for each in model.metadata_props if each.key != "half"]
+            assert len(kept) + 1 == len(model.metadata_props)
+            del model.metadata_props[:]
+            model.metadata_props.extend(kept)
+        onnx.save(model, tmp_path / name)
+    OnnxPredictor(tmp_path)
+    support, query = (tmp_path / name for name in HALVES)
+    contents = support.read_bytes(), query.read_bytes()
+    support.write_bytes(contents[1])
+    with pytest.raises(FewShotError, match=r"support\.onnx holds what belongs in query\.onnx"):
+        OnnxPredictor(tmp_path)
+    for path in (support, query):
+        path.write_bytes(contents[0])
+    with pytest.raises(FewShotError, match=r"query\.onnx holds what belongs in support\.onnx"):
+        OnnxPredictor(tmp_path)
+
+
+def test_what_a_predictor_is_made_of(exported):
+    for folder in (None, b"model", 3):
+        with pytest.raises(FewShotError, match="folder is the path of an export, not "):
+            OnnxPredictor(folder)
+    for threads in ("2", -3, 0, 1.5, 10**12):
+        with pytest.raises(FewShotError, match=f"threads is None or from 1 to .*, not .*{threads}"):
+            OnnxPredictor(exported[0], threads=threads)
+    OnnxPredictor(exported[0], threads=np.int64(2))
+
+
+@given(
+    arrays.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)),
+                  elements=st.sampled_from([-1.0, 0.0, 0.5, 2.0])),
+)  # fmt: skip
+def test_the_strongest_class_is_the_first_of_equals(odds):
+    mask, largest = strongest(odds)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, odds.argmax(axis=0))
+    np.testing.assert_array_equal(largest, odds.max(axis=0))
 
 
 def test_the_command_without_torch(exported, tmp_path):
@@ -140,4 +205,21 @@ def test_the_command_takes_no_other_model_beside_it(option, monkeypatch):
     words = ["predict.py", "--onnx", "x", option, "cpu", "--query", "q", "--output", "o"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(FewShotError, match=f"without {option}"):
+        predict.main()
+
+
+@pytest.mark.parametrize("there", ["nothing", "half", "file"])
+def test_the_command_says_what_writes_a_missing_export(there, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    if there == "half":
+        write(folder / "0.png", disc((9, 9), 0)[0])
+        (folder / "support.onnx").write_bytes(b"")
+    elif there == "file":
+        folder.write_bytes(b"")
+    support = write(tmp_path / "s.png", disc((40, 40), 0)[0])
+    words = ["--onnx", folder, "--support", support, "box:1,1,30,30", "--query", support,
+             "--output", tmp_path / "out"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words)])
+    missing = "query" if there == "half" else "support"
+    with pytest.raises(FewShotError, match=rf"^there is no .*{missing}\.onnx: python -m util.exp"):
         predict.main()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import errno
 import functools
+import json
+import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +19,17 @@ from hypothesis import strategies as st
 
 from model.ensemble import Ensemble
 from model.hsnet import HSNet
+from model.matching import MatchingBlock
+from model.pspnet import PyramidHead
 from tests.models import build, episode
 from tests.own_pictures import disc, small_config, untrained
+from util.data.transform import MEAN, STD
 from util.export import main as export_main
 from util.runtime.errors import FewShotError
 from util.weights import onnx as halves
-from util.weights.onnx_about import QUERY, SUPPORT, about
-from util.weights.onnx_forms import average, exportable, factor, group_norm, same
+from util.weights.onnx_about import QUERY, SUPPORT, About, about, check_half
+from util.weights.onnx_forms import METHODS, average, exportable, factor, group_norm, same
+from util.weights.onnx_shrink import shrink
 
 ort = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -115,6 +123,32 @@ def test_group_norm_in_steps(shape):
     assert torch.allclose(group_norm(norm, x), norm(x), atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("GroupNorm", {"num_groups": 2}), ("GroupNorm1", {}), ("GroupNorm1", {"affine": False}),
+     ("GroupNormAct", {"num_groups": 2}), ("GroupNormAct", {"num_groups": 2, "apply_act": False}),
+     ("GroupNormAct", {"num_groups": 2, "drop_layer": torch.nn.Hardtanh}), ("GroupNorm1Act", {})],
+)  # fmt: skip
+def test_group_norms_of_timm_keep_what_is_behind_them(kind, options):
+    norm = getattr(pytest.importorskip("timm.layers"), kind)(8, **options).eval()
+    x = 3 * torch.randn(2, 8, 5, 6, generator=torch.Generator().manual_seed(0))
+    copied = exportable(norm)
+    assert "forward" in vars(copied)
+    assert torch.allclose(copied(x.clone()), norm(x.clone()), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_what_a_subclass_has_for_its_own_stays(name):
+    known = {"forward": torch.nn.GroupNorm, "grids": PyramidHead, "factor": Ensemble,
+             "join": MatchingBlock, "match": HSNet}[name]  # fmt: skip
+    own = type(known.__name__, (known,), {name: lambda self: "its own"})
+    derived = type("Derived", (known,), {})
+    for kind, replaced in ((own, False), (derived, True)):
+        part = kind.__new__(kind)
+        torch.nn.Module.__init__(part)
+        assert (name in vars(exportable(part))) == replaced
+
+
 def test_a_mean_over_a_million_numbers_keeps_its_digits():
     """onnxruntime's own group norm is 1e-4 off here."""
     norm = torch.nn.GroupNorm(1, 4).requires_grad_(False)
@@ -166,12 +200,16 @@ def test_the_command_writes_files_that_say_what_they_are(weight, tmp_path, monke
         words = ["onnx", "--weight", weight, "--output", folder, "--weights", weights]
         monkeypatch.setattr(sys, "argv", ["util.export", *map(str, words)])
         export_main()
-        assert "onnxruntime against PyTorch on random pictures" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "onnxruntime against PyTorch on random pictures:" in told
+        assert (f"random pictures, weights as {weights}:" in told) == (weights != "float32")
         sizes[weights] = sum(path.stat().st_size for path in folder.iterdir())
         found = []
         for name in (SUPPORT, QUERY):
             session = ort.InferenceSession(folder / name)
             properties = session.get_modelmeta().custom_metadata_map
+            check_half(properties, (), Path(name))
+            assert json.loads(properties["half"]) == Path(name).stem
             found.append(about(properties, name))
         assert found[0] == found[1] and found[0].weights == weights
         assert found[0].val_size == 81 and found[0].arch == "HDMNet"
@@ -190,21 +228,59 @@ def test_what_cannot_be_exported_is_refused_by_name(weight, tmp_path, monkeypatc
     monkeypatch.setattr(halves, "find_spec", lambda name: None)
     with pytest.raises(FewShotError, match="needs onnx, onnxscript, onnxruntime: pip install"):
         halves.export_onnx(cfg, weight, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.onnx"))
 
 
-def test_files_that_compute_something_else_are_not_written(weight, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("weights", "exact", "rounded", "message"),
+    [("float32", 0.01, None, "ONNX: onnxruntime's results differ from PyTorch's by 1.0e-02"),
+     ("float16", 0.01, 0.01, "ONNX: onnxruntime's results differ from PyTorch's by 1.0e-02"),
+     ("int8", 0.01, 0.01, "ONNX: onnxruntime's results differ from PyTorch's by 1.0e-02"),
+     ("float32", math.inf, None, "ONNX: results are not finite"),
+     ("float16", 1e-6, math.inf, "ONNX, weights as float16: results are not finite"),
+     ("int8", 1e-6, 0.07, None)],
+)  # fmt: skip
+def test_files_that_compute_something_else_are_not_written(
+    weight, tmp_path, monkeypatch, weights, exact, rounded, message
+):
     monkeypatch.setattr(halves, "_graphs", lambda model: dict.fromkeys((SUPPORT, QUERY)))
-    monkeypatch.setattr(halves, "_finished", lambda graph, about: b"")
-    monkeypatch.setattr(halves, "_difference", lambda *_: 0.01)
-    with pytest.raises(FewShotError, match="differ from PyTorch's by 1.0e-02"):
-        halves.export_onnx(
-            small_config(stages=1),
-            weight,
-            tmp_path / "out",
-            photographs=[disc((60, 60), seed) for seed in (0, 1)],
-        )
-    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(halves, "_finished", lambda graph, about, name: about.weights.encode())
+    differences = {b"float32": exact, weights.encode(): exact if rounded is None else rounded}
+    monkeypatch.setattr(halves, "_difference", lambda model, data, _: differences[data[SUPPORT]])
+    pictures = [disc((60, 60), seed) for seed in (0, 1)]
+    export = functools.partial(halves.export_onnx, small_config(stages=1), weight, tmp_path,
+                               weights, photographs=pictures)  # fmt: skip
+    if message is None:
+        assert max(export().differences.values()) == rounded
+        assert (tmp_path / QUERY).read_bytes() == weights.encode()
+        return
+    with pytest.raises(FewShotError, match=f"{message}$"):
+        export()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_number_is_infinitely_far():
+    nothing, something = np.array([np.nan, 2], np.float32), np.array([1, 2], np.float32)
+    for expected, found in ((nothing, something), (something, nothing), (nothing, nothing)):
+        assert halves.apart(expected, found) == math.inf
+    assert halves.apart(something, something) == 0
+
+
+def test_a_folder_that_cannot_be_written_in_is_told_first(weight, tmp_path, monkeypatch):
+    monkeypatch.setattr(halves, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    for folder, message in (
+        (weight, "best.pth is a file: name a folder for support.onnx and query.onnx"),
+        (weight / "below", "cannot write in .*below: Not a directory"),
+    ):
+        with pytest.raises(FewShotError, match=message):
+            halves.export_onnx(small_config(stages=1), weight, folder)
+
+    def full(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(halves.tempfile, "TemporaryFile", full)
+    with pytest.raises(FewShotError, match="cannot write in .*: Read-only file system"):
+        halves.export_onnx(small_config(stages=1), weight, tmp_path)
 
 
 def test_foreign_files_are_refused():
@@ -212,3 +288,46 @@ def test_foreign_files_are_refused():
         about({}, "x.onnx")
     with pytest.raises(FewShotError, match="x.onnx is a damaged export: arch is missing"):
         about({"format": "fewshot-onnx-1"}, "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [("val_size", "null"), ("val_size", "417.0"), ("val_size", "0"), ("val_size", "true"),
+     ("mean", "1"), ("mean", "[1, 2]"), ("mean", '["1", "2", "3"]'), ("mean", "[1, 2, NaN]"),
+     ("std", "[1, 0, 1]"), ("resized_val", "1"), ("ann_type", '"sketch"'), ("head", "[]"),
+     ("arch", "{}"), ("model", "7"), ("weights", "null"), ("backbone", "not JSON")],
+)  # fmt: skip
+def test_metadata_of_another_type_is_refused(field, text):
+    found = About("HDMNet", "vgg16", "0", "int8", "final", 81, True, "mask", MEAN, STD)
+    properties = found.properties(SUPPORT)
+    assert about(properties, SUPPORT)._replace(mean=MEAN, std=STD) == found
+    with pytest.raises(FewShotError, match=f"x.onnx is a damaged export: {field} cannot be ") as e:
+        about(properties | {field: text}, "x.onnx")
+    assert str(e.value).endswith(text)
+
+
+def test_a_half_is_told_by_its_word_or_by_its_inputs():
+    inputs = {SUPPORT: ("image", "mask"), QUERY: ("image", "picture", "support_values")}
+    for name, other in ((SUPPORT, QUERY), (QUERY, SUPPORT)):
+        said = {"half": json.dumps(Path(name).stem)}
+        for properties, names in ((said, inputs[other]), ({}, inputs[name])):
+            check_half(properties, names, Path(name))
+            with pytest.raises(FewShotError, match=f"x/{other} holds what belongs in {name}: "):
+                check_half(properties, names, Path("x", other))
+    with pytest.raises(FewShotError, match="damaged export: half cannot be 5"):
+        check_half({"half": "5"}, (), Path(SUPPORT))
+
+
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+def test_stored_weights_are_turned_to_float32_as_the_file_is_loaded(weights, tmp_path):
+    conv = torch.nn.Conv2d(16, 16, 3).requires_grad_(False)
+    kinds = {}
+    for kind in ("float32", weights):
+        graph = shrink(
+            halves._graph(conv, (torch.zeros(1, 16, 9, 9),), (None,), ["x"], ["y"]), kind
+        )
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / kind)
+        ort.InferenceSession(graph.SerializeToString(), options)
+        kinds[kind] = [node.op_type for node in onnx.load(tmp_path / kind).graph.node]
+    assert kinds[weights] == kinds["float32"]

@@ -6,6 +6,9 @@ of any size and any number of supports, and are compared with it as they are wri
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
@@ -40,7 +43,7 @@ Example = tuple[np.ndarray, np.ndarray]  # picture uint8 [H, W, 3] and mask uint
 
 class Written(NamedTuple):
     """Bytes of each file by its name; the largest difference from PyTorch over the largest value,
-    by what it was measured on."""
+    by what it was measured on: always with float32 weights, then as they are stored."""
 
     sizes: dict[str, int]
     differences: dict[str, float]
@@ -118,13 +121,15 @@ def export_onnx(
         head: the output that prediction takes where it is not told otherwise, 'final' or 'meta'.
         photographs: pictures with a mask, two or more, to compare on beside random ones.
     Raises:
-        FewShotError: a package is missing, the weights do not fit, or the model (most often its
-            backbone) cannot be held by ONNX; nothing is written then.
+        FewShotError: a package is missing, ``folder`` cannot be written in, the weights do not
+            fit, or the model (most often its backbone) cannot be held by ONNX; there is no file
+            then.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise FewShotError(
             f"exporting to ONNX needs {', '.join(missing)}: pip install {' '.join(NEEDED)}"
         )
+    _prepare(Path(folder))
     model = load_model(cfg.replace(compute="textbook"), weight, use=Use.PREDICTION)
     what = f"{cfg.arch} over the backbone {cfg.backbone}"
     with torch.no_grad():
@@ -137,18 +142,41 @@ def export_onnx(
             cfg.arch, cfg.backbone, fingerprint(model.state_dict()), weights, head,
             cfg.val_size, cfg.resized_val, cfg.ann_type, MEAN, STD,
         )  # fmt: skip
-        data = {name: _finished(graph, found) for name, graph in graphs.items()}
-        differences = {"random pictures": _difference(model, data, _random(model, cfg))}
-        if photographs:
-            differences["photographs"] = _difference(model, data, [_fitted(cfg, photographs)])
-    if weights == "float32" and max(differences.values()) > TOLERANCE:
-        raise FewShotError(
-            f"{what} cannot be exported to ONNX: onnxruntime's results differ from PyTorch's by "
-            f"{max(differences.values()):.1e}"
-        )
+        differences: dict[str, float] = {}
+        for kept in dict.fromkeys(("float32", weights)):  # rounding hides what is wrong besides
+            about = found._replace(weights=kept)
+            data = {name: _finished(graph, about, name) for name, graph in graphs.items()}
+            with_them = "" if kept == "float32" else f", weights as {kept}"
+            for kind, episodes in _episodes(model, cfg, photographs).items():
+                difference = _difference(model, data, episodes)
+                _check(f"{what} cannot be exported to ONNX{with_them}", difference, kept)
+                differences[f"{kind}{with_them}"] = difference
     for name, content in data.items():
         write_atomically(Path(folder) / name, content)
     return Written({name: len(content) for name, content in data.items()}, differences)
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder and see that files can be written in it: what follows takes minutes."""
+    if os.path.isfile(folder):
+        raise FewShotError(f"{folder} is a file: name a folder for {SUPPORT} and {QUERY}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FewShotError(f"cannot write in {folder}: {error.strerror}") from error
+
+
+def _check(failure: str, difference: float, weights: str) -> None:
+    """Raise FewShotError with ``failure`` where results are not finite, or too far from PyTorch's
+    for weights that are not rounded."""
+    if not math.isfinite(difference):
+        raise FewShotError(f"{failure}: results are not finite")
+    if weights == "float32" and difference > TOLERANCE:
+        raise FewShotError(
+            f"{failure}: onnxruntime's results differ from PyTorch's by {difference:.1e}"
+        )
 
 
 def _graphs(model: FewShotModel) -> dict[str, Any]:
@@ -236,11 +264,11 @@ def _fitting(model: FewShotModel, side: int) -> int:
     raise FewShotError(f"{type(model).__name__} takes no pictures of about {side} pixels")
 
 
-def _finished(graph: Any, about: About) -> bytes:
-    """The file: metadata and weights as they are to be stored."""
+def _finished(graph: Any, about: About, name: str) -> bytes:
+    """The file ``name``: metadata, and weights as they are to be stored, in ``graph`` too."""
     import onnx
 
-    onnx.helper.set_model_props(graph, about.properties())
+    onnx.helper.set_model_props(graph, about.properties(name))
     return shrink(graph, about.weights).SerializeToString()
 
 
@@ -277,12 +305,21 @@ def _difference(model: FewShotModel, data: dict[str, bytes], episodes: Iterable[
 
 def apart(expected: np.ndarray, found: np.ndarray) -> float:
     """How far two arrays lie apart: the largest difference over the largest value; of decisions
-    that are 0 or 1, as HSNet's K supports make them, the part that differs."""
-    if not np.isfinite(found).all():
+    that are 0 or 1, as HSNet's K supports make them, the part that differs. Infinitely far where
+    either is not finite."""
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
         return float("inf")
     if np.isin(expected, (0, 1)).all():
         return float((expected != found).mean())
     return float(np.abs(expected - found).max() / np.abs(expected).max())
+
+
+def _episodes(
+    model: FewShotModel, cfg: Config, photographs: Sequence[Example]
+) -> dict[str, Iterable[Episode]]:
+    """What is compared on, by what it is called."""
+    random = {"random pictures": _random(model, cfg)}
+    return random | ({"photographs": [_fitted(cfg, photographs)]} if photographs else {})
 
 
 def _random(model: FewShotModel, cfg: Config) -> Iterator[Episode]:

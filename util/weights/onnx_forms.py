@@ -26,11 +26,16 @@ def exportable(model: FewShotModel) -> FewShotModel:
     """A copy of a textbook model that computes the same, ready for ``torch.export``."""
     model = copy.deepcopy(model)
     for part in model.modules():
-        for kind in type(part).__mro__:
-            if kind.__name__ in FORMS:
-                name, form = FORMS[kind.__name__]
+        for name in METHODS:
+            method = getattr(type(part), name, None)
+            if form := FORMS.get(_origin(method)):
                 setattr(part, name, partial(form, part))
     return model
+
+
+def _origin(method: Any) -> str:
+    """Where a method is defined: a subclass that overrides it has one of its own."""
+    return f"{getattr(method, '__module__', '')}.{getattr(method, '__qualname__', '')}"
 
 
 def grids(head: PyramidHead, f4: Tensor) -> list[Tensor]:
@@ -130,7 +135,13 @@ def group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     x = x - _mean(x)
     x = (x / (_mean(x.square()) + norm.eps).sqrt()).flatten(1, 2)
     shape = (-1, *[1] * (x.ndim - 2))
-    return x * norm.weight.view(shape) + norm.bias.view(shape)
+    x = x if norm.weight is None else x * norm.weight.view(shape)
+    return x if norm.bias is None else x + norm.bias.view(shape)
+
+
+def group_norm_act(norm: Any, x: Tensor) -> Tensor:
+    """timm's group norm with an activation behind it."""
+    return norm.act(norm.drop(group_norm(norm, x)))
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -140,12 +151,17 @@ def _mean(x: Tensor) -> Tensor:
     return x
 
 
-# Class -> the method that is replaced, by name: timm need not be imported for models without it.
-FORMS: dict[str, tuple[str, Any]] = {
-    "PyramidHead": ("grids", grids),
-    "Ensemble": ("factor", factor),
-    "MatchingBlock": ("join", join),
-    "HSNet": ("match", match),
-    "GroupNorm": ("forward", group_norm),
-    "Conv2dSame": ("forward", same),
+# Method -> what replaces it, by name: timm need not be imported for models without it.
+FORMS: dict[str, Any] = {
+    "model.pspnet.PyramidHead.grids": grids,
+    "model.ensemble.Ensemble.factor": factor,
+    "model.matching.MatchingBlock.join": join,
+    "model.hsnet.HSNet.match": match,
+    "torch.nn.modules.normalization.GroupNorm.forward": group_norm,
+    "timm.layers.norm.GroupNorm.forward": group_norm,
+    "timm.layers.norm.GroupNorm1.forward": group_norm,
+    "timm.layers.norm_act.GroupNormAct.forward": group_norm_act,
+    "timm.layers.norm_act.GroupNorm1Act.forward": group_norm_act,
+    "timm.layers.conv2d_same.Conv2dSame.forward": same,
 }
+METHODS = {origin.rpartition(".")[2] for origin in FORMS}
