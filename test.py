@@ -100,6 +100,8 @@ def evaluate(
 
     # The model, its weights, and a place for the result: what can be wrong shows now.
     say = print if distributed.is_main() else None
+    # A training may put other weights there meanwhile: what is known is of those from before.
+    stands = {"weights": weights_in(weight), "training": training_of(weight.with_name(LAST))}
     model = load_model(cfg, weight, say).to(device)
     origin = origin_of(read_checkpoint(weight), str(weight))
     if cfg.compile != "off":
@@ -126,11 +128,7 @@ def evaluate(
 
     if distributed.is_main():
         content = result.to_json(cfg, weight, origin.summary() if origin else None)
-        content |= {
-            "weights": weights_in(weight),
-            "data": names_digest(index.pairs, cfg.data_root),
-            "training": training_of(weight.with_name(LAST)),
-        }
+        content |= {"data": names_digest(index.pairs, cfg.data_root), **stands}
         if args.swap_supports:
             content["swapped_supports"] = True
         write_json(output, content)

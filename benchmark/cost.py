@@ -24,7 +24,7 @@ from benchmark.measure import MIB, machine, operations, peak_memory, shares
 from model import build_model
 from model.fewshot import FewShotModel, split_shots
 from util.config import Config, add_config_arguments, load_config
-from util.evaluate.result import settings
+from util.evaluate.result import known, settings
 from util.runtime.errors import FewShotError, run, told_of
 from util.runtime.files import refuse_input, user_path, write_json
 from util.runtime.processor import precision
@@ -50,7 +50,8 @@ def main() -> None:
 
 
 def cost(cfg: Config, device: torch.device, repeats: int = 5) -> dict[str, Any]:
-    """parameters (10⁶), gflop (10⁹), ms (median), gb (10⁹ bytes beyond the loaded model)."""
+    """parameters (10⁶), gflop (10⁹), ms (median), gb (10⁹ bytes beyond the loaded
+    model; None where it cannot be measured)."""
     with told_of(cfg.source):
         written = build_model(cfg.replace(compute="textbook")).to(device).eval()
     if not isinstance(written, FewShotModel):
@@ -75,7 +76,7 @@ def cost(cfg: Config, device: torch.device, repeats: int = 5) -> dict[str, Any]:
         "parameters": sum(p.numel() for part in parts_of(model) for p in part.parameters()) / 1e6,
         "gflop": sum(counted) / 1e9,
         "ms": 1e3 * statistics.median(times),
-        "gb": memory * MIB / 1e9,
+        "gb": known(memory * MIB / 1e9),
         "size": cfg.val_size,
         "compute": cfg.compute,
         "settings": settings(cfg),

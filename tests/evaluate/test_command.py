@@ -15,7 +15,9 @@ import torch
 from tests.equality import differences, same_tallies
 from tests.evaluate.test_evaluate import make_data
 from tests.models import build
+from util.evaluate import Evaluator
 from util.runtime.errors import run
+from util.weights.training import weights_in
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +54,24 @@ def call(config, monkeypatch, capsys):
         return status, *capsys.readouterr()
 
     return invoke
+
+
+def test_a_result_is_of_the_weights_that_were_read(config, call, tmp_path, monkeypatch):
+    """... though a training puts others there before the evaluation ends."""
+    weight, output = tmp_path / "best.pth", tmp_path / "r.json"
+    model = build(num_base=3)
+    torch.save({"model": model.state_dict()}, weight)
+    before, evaluate = weights_in(weight), Evaluator.run
+
+    def run_slowly(*arguments, **options):
+        later = {name: value + 1 for name, value in model.state_dict().items()}
+        torch.save({"model": later, "more": torch.zeros(9)}, weight)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(Evaluator, "run", run_slowly)
+    status, *_ = call("--weight", weight, "--output", output, "--episodes", 2, weight=False)
+    content = json.loads(output.read_text())
+    assert status == 0 and content["weights"] == before != weights_in(weight)
 
 
 def test_result_file_and_screen(call, config, tmp_path) -> None:

@@ -91,7 +91,8 @@ def write_result(cell: Cell, miou: float, **changes: Any) -> Path:
         "episodes": cfg.episodes, "settings": settings(cfg),
         "runs": [{"seed": seed, "miou": miou} for seed in cfg.seeds[: cfg.runs]],
         "mean": {"miou": miou, "fb_iou": miou + 0.1, "miou_meta": None},
-        "training": {"config": asked.to_dict(), "batch": asked.batch_size, "complete": True},
+        "training": {"config": asked.to_dict(), "batch": asked.batch_size,
+                     "data": None, "start": None, "complete": True},
         **changes,
     }  # fmt: skip
     write_json(cell.result, content)

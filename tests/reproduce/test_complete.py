@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.reproduce.small import make_small, write_result
+from util.data.sources import names_digest, read_list
 from util.evaluate.result import settings
 from util.report.__main__ import main
 from util.reproduce.cells import Cell, cells_of
@@ -46,8 +47,8 @@ def checkpoint(cell: Cell, complete: bool = True, **changes) -> Path:
 def of_training(cell: Cell, **changes) -> dict:
     """The same in a result."""
     cfg = cell.train.cfg
-    content = {"config": cfg.to_dict(), "batch": cfg.batch_size, "complete": True, "data": None}
-    return {**content, **changes}
+    content = {"config": cfg.to_dict(), "batch": cfg.batch_size, "data": None, "start": None}
+    return {**content, "complete": True, **changes}
 
 
 def configured(cell: Cell, **keys) -> dict:
@@ -60,7 +61,8 @@ def test_a_result_is_of_its_training_where_the_checkpoints_are_gone(folder):
     assert result_of(cell) is None
     write_result(cell, 0.5)
     assert result_of(cell)["mean"]["miou"] == 0.5
-    for training in (None, "x", of_training(cell, complete=False)):
+    damaged = [{}, {"config": {}}, of_training(cell, complete="yes"), of_training(cell, config=1)]
+    for training in (None, "x", of_training(cell, complete=False), *damaged):
         write_result(cell, 0.5, training=training)
         assert result_of(cell) is None
     write_result(cell, 0.5, training=of_training(cell, config=configured(cell, epochs=50)))
@@ -71,7 +73,10 @@ def test_a_result_is_of_its_training_where_the_checkpoints_are_gone(folder):
 def test_a_result_is_of_the_training_that_lies_beside_it(folder, capsys):
     """Its last checkpoint says more than the result: it may be going on, or be another."""
     cell = cell_in(folder)
-    write_result(cell, 0.4321)
+    best = cell.folder / BEST
+    best.parent.mkdir(parents=True)
+    torch.save({"model": {"a": torch.zeros(2)}}, best)
+    write_result(cell, 0.4321, weights=weights_in(best))
     last = checkpoint(cell, complete=False)
     assert result_of(cell) is None and not trained(cell.train.cfg, last)
     checkpoint(cell)
@@ -86,6 +91,25 @@ def test_a_result_is_of_the_training_that_lies_beside_it(folder, capsys):
     assert "43.21" not in said
     last.with_name(SUPERSEDED).touch()
     assert result_of(cell) and not trained(cell.train.cfg, last)
+    last.with_name(SUPERSEDED).unlink()
+    best.unlink()  # whose result it is cannot be seen any more
+    assert result_of(cell)
+    write_result(cell, 0.4321, training=of_training(cell, complete=False))
+    assert result_of(cell) is None
+
+
+def test_a_training_is_of_the_base_learner_that_lies_there(folder):
+    cell = cell_in(folder, "+ ensemble")
+    base = Path(cell.train.cfg.base_weight)
+    base.parent.mkdir(parents=True)
+    torch.save({"model": {"a": torch.zeros(2)}}, base)
+    last = checkpoint(cell, start=weights_in(base))
+    assert trained(cell.train.cfg, last)
+    torch.save({"model": {"a": torch.ones(2)}}, base)
+    with pytest.raises(FewShotError, match="another .*best.pth than lies there"):
+        trained(cell.train.cfg, last)
+    base.unlink()
+    assert trained(cell.train.cfg, last)
 
 
 def test_a_result_is_of_these_weights(folder):
@@ -115,6 +139,22 @@ def test_pictures_are_compared_where_they_are_listed_here(folder):
     write_result(cell, 0.5, data="of another list", training=of_training(cell, data="of another"))
     gone = (("val_list", "gone.txt"), ("train_list", "gone.txt"))
     assert result_of(cell_in(folder, "baseline", *gone))
+    assert result_of(cell_in(folder, "baseline", ("data_root", "elsewhere")))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_list_is_the_same_however_its_root_is_written(tmp_path, monkeypatch, absolute):
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "data"
+    (root / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(root)
+    above = f"{root}/" if absolute else ""
+    (tmp_path / "list.txt").write_text(f"{above}sub/a.jpg {above}sub/a.png\n")
+    spellings = ["data", "./data", "data/", "link", "data/sub/..", str(root), f"{root}/sub/.."]
+    found = {names_digest(read_list("list.txt", given), given) for given in spellings}
+    assert len(found) == 1
+    (tmp_path / "list.txt").write_text("sub/b.jpg sub/a.png\n")
+    assert names_digest(read_list("list.txt", "data"), "data") not in found
 
 
 def test_results_move_with_their_folder(folder):
@@ -129,7 +169,7 @@ def test_results_move_with_their_folder(folder):
         assert result_of(moved) and trained(moved.train.cfg, moved.folder / LAST)
     checkpoint(moved, config=configured(moved, base_weight=str(folder / "other/best.pth")))
     with pytest.raises(FewShotError, match="base_weight"):
-        result_of(moved)
+        trained(moved.train.cfg, moved.folder / LAST)
 
 
 @pytest.mark.parametrize(
@@ -152,12 +192,14 @@ def test_costs_are_of_this_network_and_numbers(folder):
     cfg = cell.train.cfg
     right = {"settings": settings(cfg), "compute": cfg.compute, **dict.fromkeys(COSTS, 1.5)}
     for content in ({}, [], {**right, "ms": True}, {**right, "gflop": math.nan},
-                    {**right, "gb": None}, {**right, "compute": "textbook"},
+                    {**right, "ms": None}, {**right, "compute": "textbook"},
                     {**right, "settings": {**settings(cfg), "val_size": 9999}}):  # fmt: skip
         write_json(cell.cost, content)
         assert costs_of(cell) is None
     write_json(cell.cost, right)
     assert costs_of(cell) == json.loads(cell.cost.read_text())
+    write_json(cell.cost, {**right, "gb": None})  # where memory cannot be measured
+    assert costs_of(cell)
     cell.cost.write_text("{")
     assert costs_of(cell) is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -198,6 +199,29 @@ def test_a_resumed_run_must_be_the_same_run(case):
     ):
         with pytest.raises(FewShotError, match=words):
             run(case, "stage2", "other", resume="auto", **changes)
+
+
+def test_a_run_killed_between_the_files_of_its_last_save_ends_when_resumed(case):
+    """``best`` is there, ``last`` is of the epoch before: nothing is left to do but to say so."""
+    options = {"epochs": 2, "max_iterations": 99, "save_freq": 1, "evaluate": False}
+    whole = run(case, "stage2", "between", **options)
+    folder = configure(case, "stage2", name="between", **options).exp_dir()
+    shutil.copy(folder / "epoch_1.pth", folder / "last.pth")
+    assert not read_state(folder / "last.pth")["complete"] and whole["complete"]
+    resumed = run(case, "stage2", "between", resume="auto", **options)
+    assert resumed["complete"] and same_run(whole, resumed)
+    ended = (folder / "last.pth").stat().st_mtime_ns
+    run(case, "stage2", "between", resume="auto", **options)
+    assert (folder / "last.pth").stat().st_mtime_ns == ended
+
+
+def test_a_run_goes_on_with_the_pictures_that_it_began_with(case, tmp_path):
+    options = {"max_iterations": 1, "evaluate": False}
+    run(case, "stage2", "listed", **options)
+    lines = Path(configure(case, "stage2").train_list).read_text().splitlines()
+    (tmp_path / "list.txt").write_text("\n".join(lines[::-1]))
+    with pytest.raises(FewShotError, match="trained on other pictures than those of .*list.txt"):
+        run(case, "stage2", "listed", "auto", **options, train_list=tmp_path / "list.txt")
 
 
 def test_resume_auto_in_an_empty_folder_starts_and_a_fresh_start_keeps_old_results(case):

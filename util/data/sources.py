@@ -78,9 +78,12 @@ def find_pairs(cfg: Config, fold: Fold, mode: str) -> Source:
 
 def names_digest(pairs: Iterable[Pair], root: str | Path) -> str:
     """SHA-256 of the names of pairs below ``root``: the same wherever the root is."""
-    above, digest = f"{Path(root)}{os.sep}", hashlib.sha256()
-    for path in (path for pair in pairs for path in pair):
-        digest.update(os.fsencode(str(path).removeprefix(above)) + b"\n")
+    roots = [f"{path(root)}{os.sep}" for path in (os.path.abspath, os.path.realpath)]
+    digest = hashlib.sha256()
+    for name in (os.path.abspath(path) for pair in pairs for path in pair):
+        for above in roots:
+            name = name.removeprefix(above)
+        digest.update(os.fsencode(name) + b"\n")
     return digest.hexdigest()
 
 

@@ -19,13 +19,13 @@ from typing import Any
 from model.registry import reads, requirements
 from util.config import Config, config_from_dict
 from util.config.schema import KEYS
-from util.data.sources import find_pairs, names_digest
+from util.data.sources import exists, find_pairs, names_digest
 from util.evaluate.result import settings
 from util.report.tables import whole_result
 from util.reproduce.cells import FREE, Cell
 from util.reproduce.tables import COSTS
 from util.runtime.errors import FewShotError
-from util.weights.training import BEST, LAST, training_of, weights_in
+from util.weights.training import BEST, LAST, started_from, told, training_of, weights_in
 
 # Keys that a training does not depend on; its batch is compared apart.
 OF_EVALUATION = {"runs", "seeds", "weight", "resized_val", "ori_resize", "merge", "merge_tau"}
@@ -69,9 +69,10 @@ def result_of(cell: Cell) -> dict[str, Any] | None:
         return None
     if best.is_file() and content.get("weights") != weights_in(best):
         return None
+    # The last checkpoint beside these weights may be of later.
     last = cell.folder / LAST
-    training = training_of(last) or content.get("training")
-    ended = isinstance(training, dict) and _has_ended(training, cell.train.cfg, last)
+    training = (training_of(last) if best.is_file() else None) or told(content.get("training"))
+    ended = training is not None and _has_ended(training, cell.train.cfg, last)
     return content if ended else None
 
 
@@ -80,7 +81,7 @@ def costs_of(cell: Cell) -> dict[str, Any] | None:
     cfg = cell.train.cfg
     try:
         found = json.loads(cell.cost.read_text(encoding="utf-8"))
-        numbers = [found[name] for name in COSTS]
+        numbers = [found[name] for name in COSTS if name != "gb" or found[name] is not None]
         same = found["compute"] == cfg.compute and found["settings"] == settings(cfg)
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return None
@@ -117,7 +118,9 @@ def _has_ended(training: dict[str, Any], cfg: Config, last: Path) -> bool:
         batch = training["batch"]
     if batch != asked:
         were.append(f"a batch of {batch} (here {asked})")
-    if _is_of_other_pictures(training.get("data"), cfg, "train"):
+    if _known_to_differ(training["start"], started_from(cfg)):
+        were.append(f"another {cfg.base_weight} than lies there")
+    if _is_of_other_pictures(training["data"], cfg, "train"):
         were.append(f"other pictures than those of {cfg.train_list or cfg.data_root}")
     if were:
         raise FewShotError(
@@ -158,15 +161,20 @@ class _Listed:
 def _is_of_other_pictures(digest: str | None, cfg: Config, mode: str) -> bool:
     """Whether pictures are known to be others than those that ``cfg`` has here, if any are."""
     pictures = cfg.train_list if mode == "train" else cfg.val_list
-    names = (pictures, cfg.data_root, cfg.split_lists)
-    here = _digest_here(_Listed(tuple(map(str, names)), cfg, mode))
-    return None not in (digest, here) and digest != here
+    names = (pictures, cfg.data_set, cfg.data_root, cfg.class_names, cfg.split_lists)
+    return _known_to_differ(digest, _digest_here(_Listed(tuple(map(str, names)), cfg, mode)))
+
+
+def _known_to_differ(one: str | None, other: str | None) -> bool:
+    return None not in (one, other) and one != other
 
 
 @lru_cache(maxsize=256)
 def _digest_here(listed: _Listed) -> str | None:
+    """None where there is no list, or where its pictures are elsewhere."""
     cfg = listed.cfg
     try:
-        return names_digest(find_pairs(cfg, cfg.fold, listed.mode).pairs, cfg.data_root)
+        pairs = find_pairs(cfg, cfg.fold, listed.mode).pairs
     except FewShotError:
         return None
+    return names_digest(pairs, cfg.data_root) if exists(pairs[0].image) else None

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -150,12 +151,19 @@ def lock(path: Path, advice: str) -> TextIO:
     except OSError as error:
         raise FewShotError(f"cannot write in {path.parent}: {error.strerror}") from error
     if not _locked(file, path, fcntl.lockf):
+        time.sleep(0.1)  # :func:`in_use` has it for a moment
+        if _locked(file, path, fcntl.lockf):
+            return _owned(file)
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()
         raise FewShotError(
             f"{path.parent} is in use by a run that is still going ({owner}); {advice}"
         )
+    return _owned(file)
+
+
+def _owned(file: TextIO) -> TextIO:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

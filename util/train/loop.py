@@ -32,6 +32,7 @@ from util.train.log import RunLog
 from util.train.optim import build_optimizer, update_lr
 from util.train.progress import snapshot, starting_point
 from util.train.stage import Stage
+from util.weights.training import is_complete, started_from
 
 
 def run_stage(make: Callable[[Config, torch.device], Stage], description: str) -> None:
@@ -72,7 +73,12 @@ def fit(
     # The run's folder, and where an earlier run stopped.
     store = CheckpointStore(cfg.exp_dir(), cfg.keep)
     distributed.on_main(store.lock)
-    at = starting_point(resume, store, model, optimizer, scaler, plan, cfg, stage.start.seen)
+    facts = {
+        "data": names_digest(find_pairs(cfg, cfg.fold, "train").pairs, cfg.data_root),
+        "start": started_from(cfg),
+    }
+    start = stage.start.seen
+    at = starting_point(resume, store, model, optimizer, scaler, plan, cfg, start, facts)
     distributed.barrier()
     log = RunLog(store.folder, first_step=at.iteration)
     previous = distributed.on_main(lambda: store.begin(resumed=at.iteration > 0))
@@ -90,14 +96,13 @@ def fit(
         log.say(f"resumed at epoch {at.epoch + 1}, iteration {at.iteration}")
     log.run_json(cfg, effective_batch=plan.effective_batch, resumed_at=at.iteration)
 
-    data = names_digest(find_pairs(cfg, cfg.fold, "train").pairs, cfg.data_root)
     gradient = Gradient(stage, plan, scaler)
     saved_at = time.monotonic()
 
     def save(*names: str, complete: bool = False) -> None:
         nonlocal saved_at
         if distributed.is_main():
-            state = snapshot(at, model, optimizer, scaler, plan, cfg, data)
+            state = snapshot(at, model, optimizer, scaler, plan, cfg, facts)
             store.save({**state, "complete": complete}, *names)
         saved_at = time.monotonic()
 
@@ -175,6 +180,9 @@ def fit(
         if not finished:
             break
 
+    # Killed between the files of its last save, a run finds nothing more to do.
+    if distributed.is_main() and not is_complete(store.path("last")):
+        save("last", complete=True)
     best = f", best validation mIoU {at.best:.4f}" if cfg.evaluate else ""
     log.say(f"done: {at.iteration} iterations{best}")
     log.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,11 +50,11 @@ def snapshot(
     scaler: torch.amp.GradScaler,
     plan: StepPlan,
     cfg: Config,
-    data: str | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The state dict of a checkpoint: tensors and plain values only.
 
-    ``data``: the digest of what is trained on.
+    ``facts``: fingerprints of what is trained on (``data``) and began with (``start``).
     ``rng`` is the seed: every random number of training is a function of it and of the position
     (:mod:`util.runtime.rng`), so there is no further random state.
     """
@@ -68,7 +70,7 @@ def snapshot(
         "step": progress.iteration,
         "effective_batch": plan.effective_batch,
         "config": cfg.to_dict(),
-        "data": data,
+        **facts,
         **identity.record(cfg, progress.seen),
         "versions": versions(),
     }
@@ -83,6 +85,7 @@ def starting_point(
     plan: StepPlan,
     cfg: Config,
     seen: tuple[str, ...] = (),
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Progress:
     """The beginning, or where the checkpoint ``resume`` stands: a file, or 'auto' for the newest
     of ``store`` (the beginning when it has none). ``seen``: of the weights begun with."""
@@ -90,7 +93,7 @@ def starting_point(
     if not resume:
         return beginning
     state = store.latest() if resume == "auto" else read_state(resume)
-    return restore(state, model, optimizer, scaler, plan, cfg) if state else beginning
+    return restore(state, model, optimizer, scaler, plan, cfg, facts) if state else beginning
 
 
 def restore(
@@ -100,6 +103,7 @@ def restore(
     scaler: torch.amp.GradScaler,
     plan: StepPlan,
     cfg: Config,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> Progress:
     """Put everything back as :func:`snapshot` found it.
 
@@ -116,6 +120,11 @@ def restore(
         raise FewShotError(
             f"{file} was trained with {state['effective_batch']} items a step, this run has "
             f"{plan.effective_batch} (batch_size x accumulate x processes); make them equal"
+        )
+    if None not in (kept := state.get("data"), now := facts.get("data")) and kept != now:
+        raise FewShotError(
+            f"{file} was trained on other pictures than those of "
+            f"{cfg.train_list or cfg.data_root}: start without --resume"
         )
     if not 0 <= state["iteration"] - state["epoch"] * plan.steps <= plan.steps:
         raise FewShotError(

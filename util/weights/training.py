@@ -6,54 +6,93 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from util.config import Config
 from util.runtime.errors import FewShotError
 from util.weights.checkpoint import read_checkpoint
 from util.weights.fingerprint import fingerprint
 
 BEST, LAST = "best.pth", "last.pth"
 SUPERSEDED = ".superseded"  # stands in the folder of a run that a new one is about to replace
+# What is told of a training: entry -> types.
+TOLD = {
+    "config": dict,
+    "batch": int,
+    "data": (str, type(None)),
+    "start": (str, type(None)),
+    "complete": bool,
+}
 
 
 def training_of(last: Path) -> dict[str, Any] | None:
     """What a training's last checkpoint says of it.
 
     config: by section; batch: items a step; data: the digest of its list
-    (:func:`util.data.sources.names_digest`), or None; complete: whether it ended there.
-
-    None where there is no such checkpoint, or none that counts.
+    (:func:`util.data.sources.names_digest`), or None; start: the fingerprint of the weights that it
+    began with, or None; complete: whether it ended there. None where there is no such checkpoint,
+    or none that counts.
     """
-    if not last.is_file() or last.with_name(SUPERSEDED).exists():
+    if last.with_name(SUPERSEDED).exists():
         return None
-    status = last.stat()
-    try:
-        return _training_of(last, status.st_mtime_ns, status.st_size)
-    except (FewShotError, KeyError, TypeError):
-        return None
+    return told(_training_in(last, _stamp(last)))
 
 
-@lru_cache(maxsize=256)
-def _training_of(last: Path, time: int, size: int) -> dict[str, Any]:
-    state = read_checkpoint(last)
-    config = state["config"]
-    # A checkpoint of an earlier version does not say it.
-    ended = state.get("epoch", 0) >= config["TRAIN"]["epochs"]
-    return {
-        "config": config,
-        "batch": state["effective_batch"],
-        "data": state.get("data"),
-        "complete": bool(state.get("complete", ended)),
-    }
+def told(content: Any) -> dict[str, Any] | None:
+    """The same from elsewhere; None where an entry is missing or of another type."""
+    if not isinstance(content, dict):
+        return None
+    right = all(isinstance(content.get(name), types) for name, types in TOLD.items())
+    return content if right else None
+
+
+def is_complete(last: Path) -> bool:
+    """Whether a training has ended with its last checkpoint."""
+    found = training_of(last)
+    return found is not None and found["complete"]
 
 
 def weights_in(path: Path) -> str | None:
     """The fingerprint of the weights in a checkpoint of this project; None for other files."""
-    status = path.stat()
-    return _weights_in(path, status.st_mtime_ns, status.st_size)
+    return _weights_in(path, _stamp(path))
 
 
-@lru_cache(maxsize=256)
-def _weights_in(path: Path, time: int, size: int) -> str | None:
+def started_from(cfg: Config) -> str | None:
+    """The fingerprint of the base learner that a training begins with, where it has one."""
+    return weights_in(Path(cfg.base_weight)) if cfg.base_weight else None
+
+
+Stamp = tuple[int, int] | None
+
+
+def _stamp(path: Path) -> Stamp:
+    """Changes with the file; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=4096)
+def _training_in(last: Path, stamp: Stamp) -> dict[str, Any] | None:
+    try:
+        state = read_checkpoint(last)
+        config = state["config"]
+        # A checkpoint of an earlier version does not say it.
+        ended = state.get("epoch", 0) >= config["TRAIN"]["epochs"]
+        return {
+            "config": config,
+            "batch": state["effective_batch"],
+            "data": state.get("data"),
+            "start": state.get("start"),
+            "complete": bool(state.get("complete", ended)),
+        }
+    except (FewShotError, LookupError, TypeError):
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _weights_in(path: Path, stamp: Stamp) -> str | None:
     try:
         return fingerprint(read_checkpoint(path)["model"])
-    except (FewShotError, KeyError, AttributeError, TypeError):
+    except (FewShotError, LookupError, AttributeError, TypeError):
         return None
