@@ -1,7 +1,7 @@
 """A web page for few-shot segmentation: mark an object on a few pictures, segment the others.
 
     pip install -r requirements-app.txt
-    python app.py [--config FILE] [--weight FILE] [--port 7860]
+    python app.py [--config FILE] [--weight FILE] [--presence P] [--port 7860]
 
 Without options it starts with the model for photographs that ships with the project. The page is
 served on this machine only (127.0.0.1) and writes nothing outside a temporary folder, of which the
@@ -11,19 +11,22 @@ oldest files go beyond 100 MB, and all when it ends.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+from predict import between_0_and_1
 from util.predict.examples import package_examples
 from util.predict.page import (
     BRUSH,
     CACHE,
+    DECISION,
     HINTS,
     Session,
     fit_canvas,
@@ -41,10 +44,12 @@ from util.runtime.files import expanded
 from util.weights.load import is_shipped, knows_shapes_only, model_for_pictures
 
 __all__ = ["fit_canvas", "load_picture"]  # scripts of users take them from here
+Visitor = Session | None
+Paths = list[str] | None
 MAX_FILE = "20mb"
 PAINT = "#e69f00"
 NO_SUPPORTS = "No supports yet."
-THRESHOLD = 0.5  # the model's own decision
+FORGOTTEN = "this page was idle for too long: add the supports again"
 INTRO = """# Few-shot segmentation
 Show the model what to look for on one or more pictures, then drop in the pictures to segment."""
 GALLERY = ["download", "fullscreen"]  # nothing is shared with other sites
@@ -67,22 +72,33 @@ def build_page(
     progress = gr.Progress()
     examples = package_examples()
 
-    def session_of(session: Session | None) -> Session:
-        return session or Session(new_predictor(), refine)
+    def session_of(session: Visitor, shots: str = NO_SUPPORTS) -> Session:
+        """``shots``: the supports that the page shows."""
+        session = session or Session(new_predictor(), refine)
+        if not session.gallery and shots != NO_SUPPORTS:
+            raise FewShotError(FORGOTTEN)
+        return session
 
-    def explained(handler: Callable[..., Any]) -> Callable[..., Any]:
-        """``handler``, whose complaints become a message on the page that changes nothing else."""
+    def explained(handler: Callable[..., Any], alone: bool = True) -> Callable[..., Any]:
+        """``handler``, whose complaints become a message on the page that changes nothing else.
+
+        alone: it is short, and no other such one of its visitor runs meanwhile.
+        """
 
         @wraps(handler)
         def wrapper(*values: Any) -> Any:
-            keep_small(folder, paths_in(values))
+            keep_small(folder, paths_in((values, Session.all())))
+            locks = [each.lock for each in values if alone and isinstance(each, Session)]
             try:
-                return handler(*values)
+                with locks[0] if locks else contextlib.nullcontext():
+                    return handler(*values)
             except FewShotError as error:
                 gr.Warning(str(error), duration=None)
                 return gr.skip()
 
         return wrapper
+
+    longer = partial(explained, alone=False)
 
     # ----------------------------------------------------------------------------- marking
 
@@ -95,24 +111,28 @@ def build_page(
         return session, picture, sketched(session, class_name), several
 
     @explained
-    def show_support(
-        paths: list[str] | None, tool: str, class_name: str, session: Session | None
-    ) -> tuple:
+    def show_support(paths: Paths, tool: str, class_name: str, session: Visitor) -> tuple:
         session, paths = session_of(session), paths or []
-        if any(map(is_annotation, paths)):
-            for line in session.take_files(paths, folder):
+        session.uploads["supports"] = paths
+        session.taken.intersection_update(paths)
+        new = [path for path in paths if path not in session.taken]
+        if any(map(is_annotation, new)):
+            for line in session.take_files(new, folder):
                 gr.Info(line, duration=None)
-            paths = []
-        picture = session.open(paths, tool)
-        return *opened(session, picture, class_name), *shown_supports(session)
+        before = session.sketch
+        picture = session.open([path for path in new if path not in session.taken], tool)
+        views = opened(session, picture, class_name)
+        if session.sketch is before:  # with its marks
+            views = (session, gr.skip(), gr.skip(), views[-1])
+        return *views, *shown_supports(session)
 
     @explained
-    def show_next(tool: str, class_name: str, session: Session | None) -> tuple:
+    def show_next(tool: str, class_name: str, session: Visitor) -> tuple:
         session = session_of(session)
         return opened(session, session.next(tool), class_name)
 
     @explained
-    def choose(tool: str, class_name: str, session: Session | None) -> tuple:
+    def choose(tool: str, class_name: str, session: Visitor) -> tuple:
         session = session_of(session)
         if session.sketch is not None:
             session.sketch = Sketch(session.sketch.image, tool)
@@ -127,7 +147,7 @@ def build_page(
         )
 
     @explained
-    def click(class_name: str, session: Session | None, event: Any) -> Any:
+    def click(class_name: str, session: Visitor, event: Any) -> Any:
         if session is None or session.sketch is None:
             raise FewShotError("upload a support picture first")
         session.sketch.click(*event.index)
@@ -137,7 +157,7 @@ def build_page(
 
     def changed(change: Callable[[Sketch], None]) -> Callable[..., Any]:
         @explained
-        def handler(class_name: str, session: Session | None) -> Any:
+        def handler(class_name: str, session: Visitor) -> Any:
             if session is None or session.sketch is None:
                 return None
             change(session.sketch)
@@ -151,22 +171,24 @@ def build_page(
         return session.gallery, legend(session.predictor.shots) or NO_SUPPORTS
 
     @explained
-    def add(editor: dict | None, tool: str, class_name: str, session: Session | None) -> tuple:
+    def add(editor: dict | None, tool: str, name: str, session: Visitor, shots: str) -> tuple:
         session = session_of(session)
-        session.add((editor or {}) if tool == BRUSH else None, class_name)
+        if not session.gallery and shots != NO_SUPPORTS:
+            gr.Warning(FORGOTTEN, duration=None)
+        session.add((editor or {}) if tool == BRUSH else None, name)
         # Ready for another object on the same picture.
         session.sketch = session.sketch and Sketch(session.sketch.image, tool)
         picture = session.sketch and session.sketch.image
         return session, picture, picture, *shown_supports(session)
 
     @explained
-    def remove(session: Session | None) -> tuple:
-        session = session_of(session)
+    def remove(session: Visitor, shots: str) -> tuple:
+        session = session_of(session, shots)
         session.remove_last()
         return session, *shown_supports(session)
 
     @explained
-    def clear(session: Session | None) -> tuple:
+    def clear(session: Visitor) -> tuple:
         session = session_of(session)
         session.clear()
         return session, *shown_supports(session)
@@ -176,54 +198,62 @@ def build_page(
     def shown_results(session: Session) -> tuple:
         return (
             gr.HTML(visible=False),
-            gr.Slider(value=THRESHOLD, visible=True),
+            gr.Slider(value=DECISION, visible=True),
             gr.HTML(legend(session.shown[0].result.classes), visible=True),
             gr.Gallery(session.masks(), visible=True),
             session.maps(),
             gr.DownloadButton(value=str(session.archive), interactive=True),
         )
 
-    @explained
-    def segment(
-        paths: list[str] | None, session: Session | None, progress: Any = progress
-    ) -> tuple:
-        session = session_of(session)
+    @longer
+    def segment(paths: Paths, session: Visitor, shots: str, progress: Any = progress) -> tuple:
+        session = session_of(session, shots)
+        session.uploads["queries"] = paths or []
         message = session.segment(paths or [], folder, progress.tqdm)
         return session, message, *shown_results(session)
 
-    @explained
-    def example(session: Session | None, progress: Any = progress) -> tuple:
+    @longer
+    def example(session: Visitor, progress: Any = progress) -> tuple:
         session = session_of(session)
-        session.clear()
-        session.take(examples.supports)
+        with session.lock:
+            session.clear()
+            session.take(examples.supports)
         place = folder / CACHE / "example"
         place.mkdir(parents=True, exist_ok=True)
         paths = [str(shutil.copy(query, place)) for query in examples.queries]
         message = session.segment(paths, folder, progress.tqdm)
-        return *shown_supports(session), paths, session, message, *shown_results(session)
+        with session.lock:
+            return *shown_supports(session), paths, session, message, *shown_results(session)
+
+    @longer
+    def move(threshold: float, session: Visitor) -> tuple:
+        session = session_of(session)
+        if not session.shown:
+            raise FewShotError(FORGOTTEN)
+        return session.masks(threshold), gr.DownloadButton(interactive=False)
+
+    @longer
+    def repack(threshold: float, paths: Paths, session: Visitor) -> Any:
+        session = session_of(session)
+        if not session.shown or not session.repack(threshold):
+            return gr.skip()
+        return gr.DownloadButton(value=str(session.archive), interactive=True)
 
     @explained
-    def move(threshold: float, session: Session | None) -> tuple:
-        waiting = gr.DownloadButton(interactive=False)
-        return session_of(session).masks(threshold), waiting
-
-    @explained
-    def repack(threshold: float, paths: list[str] | None, session: Session | None) -> Any:
-        archive = session_of(session).repack(threshold)
-        return gr.DownloadButton(value=str(archive), interactive=True)
+    def keep(paths: Paths, session: Session) -> Session:
+        session.uploads["queries"] = paths or []
+        return session
 
     with gr.Blocks(title="Few-shot segmentation", analytics_enabled=False) as page:
         gr.Markdown(INTRO)
         session = gr.State(
-            None, time_to_live=3600, delete_callback=lambda session: session and session.close()
+            Session(new_predictor(), refine), time_to_live=3600, delete_callback=Session.close
         )
         with gr.Row():
             with gr.Column():
                 gr.Markdown("## 1. Show what to look for")
                 example_button = gr.Button(
-                    "Try it: cheetahs and lions",
-                    visible=examples is not None,
-                    elem_id="example",
+                    "Try it: cheetahs and lions", visible=examples is not None, elem_id="example"
                 )
                 support = gr.File(
                     label="Support pictures, or pictures with the JSON of labelme or COCO",
@@ -299,7 +329,7 @@ def build_page(
                 threshold = gr.Slider(
                     0.05,
                     0.95,
-                    THRESHOLD,
+                    DECISION,
                     step=0.01,
                     label="Threshold",
                     info="0.5 is the model's own decision; masks and ZIP follow",
@@ -343,18 +373,20 @@ def build_page(
         on(sketch.select, click, marked, sketch)
         on(undo_button.click, changed(Sketch.undo), marked, sketch)
         on(close_button.click, changed(Sketch.close), marked, sketch)
-        on(add_button.click, add, [editor, tool, *marked], [session, editor, sketch, *added])
-        on(remove_button.click, remove, session, [session, *added])
+        on(add_button.click, add, [editor, tool, *marked, shots], [session, editor, sketch, *added])
+        on(remove_button.click, remove, [session, shots], [session, *added])
         on(clear_button.click, clear, session, [session, *added])
         shown = [session, status, *results]
         runs = [
-            on(go.click, segment, [queries, session], shown),
+            on(go.click, segment, [queries, session, shots], shown),
             on(example_button.click, example, session, [*added, queries, *shown]),
         ]
         for each in runs:  # on a telephone the results are far below
             each.then(None, js=SHOW_RESULTS)
-        moved = on(threshold.release, move, [threshold, session], [masks, download])
-        on(moved.then, repack, [threshold, queries, session], download)
+        on(queries.change, keep, [queries, session], session)
+        last = {"trigger_mode": "always_last"}
+        moved = on(threshold.release, move, [threshold, session], [masks, download], **last)
+        on(moved.then, repack, [threshold, queries, session], download, **last)
     return page
 
 
@@ -373,6 +405,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         choices=("final", "meta"),
         help="meta: without the base learner, which suppresses the classes it was trained on; "
         "default: meta for the model that ships, final for others",
+    )
+    presence = between_0_and_1("--presence", "presence", ends=True)
+    parser.add_argument(
+        "--presence", type=presence, metavar="P", help="least presence of a painted class, 0 to 1"
     )
     parser.add_argument(
         "--refine",
@@ -399,7 +435,7 @@ def main() -> None:
     page = None
     try:
         gradio = gradio_in(folder)
-        shared = FewShotPredictor.from_config(cfg, weight, options.device, head)
+        shared = FewShotPredictor.from_config(cfg, weight, options.device, head, options.presence)
         refine = is_shipped(weight) if options.refine is None else options.refine
         page = build_page(gradio, shared.without_supports, folder, refine)
         page.launch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -24,6 +26,7 @@ import app
 from tests.own_pictures import ROOT, disc, small_config, untrained, with_orientation, write
 from util.draw.overlays import class_colour
 from util.predict import page, serving
+from util.predict.base import Prediction
 from util.predict.examples import package_examples
 from util.predict.predictor import FewShotPredictor
 from util.predict.sketch import Sketch
@@ -131,12 +134,16 @@ def test_session(predictor, tmp_path, monkeypatch):
     scores = class_scores(expected.probabilities)
     threshold = float(np.quantile(scores.max(0), 0.7))
     assert session.masks(threshold)[0][1] != caption
-    session.repack(threshold)
+    assert session.repack(threshold)
     found, entry = labels()
     assert entry["threshold"] == threshold
     assert entry["classes"]["mug"]["pixels"] == (found == 1).sum()
     clear = np.abs(scores.max(0) - threshold) > 0.01
     assert (found == labels_at(scores, threshold))[clear].all() and 0.1 < (found > 0).mean() < 0.5
+    # Back at 0.5 everything is the model's own decision again, to the last pixel.
+    assert session.masks(0.5)[0][1] == caption and session.repack(0.5)
+    found, entry = labels()
+    assert (found == expected.mask).all() and "threshold" not in entry
     monkeypatch.undo()
 
     before = session.archive
@@ -144,6 +151,8 @@ def test_session(predictor, tmp_path, monkeypatch):
     assert session.archive.is_file() and not before.is_file()
     assert [p for p in tmp_path.iterdir() if p.is_dir()] == [session.results]
     Path(query).unlink()
+    session.masks(0.4)
+    assert not session.repack(0.6)  # it is not what is shown
     with pytest.raises(FewShotError, match="query.png is no longer here"):
         session.repack(0.4)
     session.close()
@@ -184,6 +193,19 @@ def test_several_pictures_are_marked_one_after_the_other(predictor, tmp_path):
     assert page.paths_in([session]) == set(map(Path, paths))
     assert session.open([], "box") is None and session.next("box") is None
     assert session.sketch is None
+
+
+def test_the_marks_stay_as_long_as_their_picture(predictor, tmp_path):
+    session = page.Session(predictor.without_supports())
+    paths = [str(write(tmp_path / f"{n}.png", disc((40 + n, 50), n)[0])) for n in range(3)]
+    session.open(paths[:2], "box")
+    session.next("box")
+    marks = session.sketch
+    assert session.open(paths, "box") is marks.image and session.sketch is marks
+    assert session.pictures == [paths[1], paths[0], paths[2]]
+    session.open(paths[1:], "box")
+    assert session.sketch is marks and session.pictures == paths[1:]
+    assert session.open(paths[2:], "box").shape[0] == 42 and session.sketch is not marks
 
 
 def test_annotation_files_among_the_uploads(predictor, tmp_path):
@@ -288,16 +310,151 @@ def test_the_oldest_files_go_first_and_what_is_in_use_stays(tmp_path):
     assert page.paths_in(("x", ["/a/b", None], 3, {"y": 1})) == {Path("/a/b")}
 
 
+@pytest.fixture
+def built(predictor, tmp_path):
+    """The page, and its handlers by their names."""
+    built = app.build_page(pytest.importorskip("gradio"), predictor.without_supports, tmp_path)
+    return built, {block.fn.__name__: block.fn for block in built.fns.values() if block.fn}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The sentences that the page says."""
+    gradio, said = pytest.importorskip("gradio"), []
+    monkeypatch.setattr(gradio, "Warning", lambda text, **more: said.append(text))
+    monkeypatch.setattr(gradio, "Info", lambda text, **more: None)
+    return said
+
+
+def test_the_last_threshold_is_the_one_that_is_packed(built, predictor, tmp_path):
+    built, handlers = built
+    modes = {block.fn.__name__: block.trigger_mode for block in built.fns.values() if block.fn}
+    assert modes["move"] == modes["repack"] == "always_last"
+    session = page.Session(predictor.without_supports())
+    session.add(painted(*disc((60, 80), 0)), "mug")
+    query = str(write(tmp_path / "query" / "query.png", disc((50, 70), 5)[0]))
+    session.segment([query], tmp_path, lambda items, desc: items)
+    handlers["move"](0.4, session)
+    handlers["move"](0.6, session)
+    assert "interactive" not in handlers["repack"](0.4, [query], session)
+    assert handlers["repack"](0.6, [query], session).interactive
+
+
+def test_an_upload_becomes_a_support_once(built, told, predictor, tmp_path):
+    handlers = built[1]
+    picture, other = (
+        str(write(tmp_path / name / f"{name}.png", disc((60, 80), 0)[0])) for name in "ab"
+    )
+    square = {"label": "mug", "points": [[10, 10], [50, 10], [50, 40], [10, 40]]}
+    labelme = tmp_path / "c" / "a.json"
+    labelme.parent.mkdir()
+    size = {"imageHeight": 60, "imageWidth": 80}
+    labelme.write_text(json.dumps({"shapes": [square], "imagePath": "a.png", **size}))
+    session = page.Session(predictor.without_supports())
+    all_three = [picture, str(labelme), other]
+    for paths in (all_three[:2], all_three, [picture, other], [other]):
+        shown = handlers["show_support"](paths, "box", "mug", session)
+        assert session.predictor.shots == {"mug": 1} and told == []
+    assert session.pictures == [other] and shown[1] == {"__type__": "update"}
+
+
+def test_supports_change_while_pictures_are_segmented(predictor, tmp_path):
+    session = page.Session(predictor.without_supports())
+    session.add(painted(*disc((60, 80), 0)), "mug")
+    query = str(write(tmp_path / "query.png", disc((50, 70), 5)[0]))
+
+    def meanwhile(items, desc):
+        yield items[0]
+        session.add(painted(*disc((60, 80), 1)), "plate")
+        yield items[1]
+        session.clear()
+        yield items[2]
+
+    assert session.segment([query] * 3, tmp_path, meanwhile).startswith("3 of 3")
+    assert {each.result.classes for each in session.shown} == {("mug",)}
+    assert session.predictor.shots == {} and session.gallery == []
+
+
+def test_short_handlers_of_a_visitor_run_one_after_the_other(built, predictor, monkeypatch):
+    session, free = page.Session(predictor.without_supports()), []
+
+    def remove_last(session):
+        other = threading.Thread(target=lambda: free.append(session.lock.acquire(blocking=False)))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(page.Session, "remove_last", remove_last)
+    built[1]["remove"](session, app.NO_SUPPORTS)
+    assert free == [False] and session.lock.acquire(blocking=False)
+
+
+def test_each_visitor_has_one_session_from_the_start(built):
+    (state,) = (block for block in built[0].blocks.values() if hasattr(block, "time_to_live"))
+    first, second = copy.deepcopy(state.value), copy.deepcopy(state.value)
+    assert first is not second and first.predictor.model is second.predictor.model
+    first.add(painted(*disc((60, 80), 0)), "mug")
+    assert second.predictor.classes == () and first in page.Session.all()
+    json.dumps(built[0].get_config_file(), default=str)
+
+
+def test_what_any_visitor_may_ask_for_again_stays(built, predictor, tmp_path, monkeypatch):
+    handlers = built[1]
+    session, other = (page.Session(predictor.without_supports()) for _ in "12")
+    session.add(painted(*disc((60, 80), 0)), "mug")
+    first, second, support, nobodys = (
+        write(tmp_path / name / "a.png", disc((50, 70), 5)[0]) for name in "abcd"
+    )
+    handlers["segment"]([str(first)], session, "")
+    handlers["keep"]([str(second)], session)
+    handlers["show_support"]([str(support)], "box", "mug", session)
+    monkeypatch.setattr(page.keep_small, "__defaults__", (0,))
+    handlers["clear"](other)
+    assert first.is_file() and second.is_file() and support.is_file() and not nobodys.exists()
+    assert session.archive.is_file()
+
+
+def test_a_page_that_was_forgotten_says_so(built, told, predictor):
+    handlers, shots = built[1], page.legend({"mug": 1})
+    skipped = {"__type__": "update"}
+    assert handlers["move"](0.4, None) == skipped and told == [app.FORGOTTEN]
+    assert handlers["repack"](0.4, None, None) == skipped and told == [app.FORGOTTEN]
+    assert handlers["segment"](["a.png"], None, shots) == skipped
+    assert handlers["remove"](None, shots) == skipped and told == [app.FORGOTTEN] * 3
+    paint = painted(*disc((60, 80), 0))
+    session, *_ = handlers["add"](paint, "brush", "mug", None, shots)
+    assert session.predictor.shots == {"mug": 1} and told == [app.FORGOTTEN] * 4
+
+
+def test_presence_is_told_of_every_class(predictor):
+    image = disc((50, 70), 5)[0]
+    mask = np.zeros((50, 70), np.uint8)
+    mask[:25] = 1
+    maps = {"mug": [], "plate": []}
+    presence = {"mug": 0.89, "plate": 0.1}
+    probabilities = np.full((3, 50, 70), 1 / 3, np.float32)
+    result = Prediction(
+        mask, probabilities, ("mug", "plate"), {}, maps, presence, absent=("plate",)
+    )
+    each = page.Segmented.of("a/query.png", "01_query", image, result)
+    words = "mug · 50 % (89 % likely), plate · not found (10 % likely) (query.png)"
+    assert each.caption(each.labels) == words
+    assert app.parse(["--presence", "0.3"]).presence == 0.3
+    with pytest.raises(FewShotError, match="--presence 2: a presence lies between 0 and 1"):
+        app.parse(["--presence", "2"])
+
+
 def test_thirty_requests_leave_a_folder_of_bounded_size(predictor, tmp_path, monkeypatch):
     gradio = pytest.importorskip("gradio")
     monkeypatch.setattr(page.keep_small, "__defaults__", (300_000,))
     built = app.build_page(gradio, predictor.without_supports, tmp_path)
     handlers = {block.fn.__name__: block.fn for block in built.fns.values() if block.fn}
-    session, *_ = handlers["add"](painted(*disc((60, 80), 0)), "brush", "mug", None)
+    session, *_ = handlers["add"](
+        painted(*disc((60, 80), 0)), "brush", "mug", None, app.NO_SUPPORTS
+    )
     shown = np.random.default_rng(0)
     for number in range(30):
         query = write(tmp_path / f"upload{number}" / "query.png", disc((50, 70), number)[0])
-        _, message, *_ = handlers["segment"]([str(query)], session)
+        _, message, *_ = handlers["segment"]([str(query)], session, "")
         assert message.startswith("1 of 1") and query.is_file() and session.archive.is_file()
         # As gradio does with every picture that it shows.
         (tmp_path / f"shown{number}").mkdir()

@@ -7,40 +7,47 @@ import html
 import os
 import shutil
 import tempfile
+import threading
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from weakref import WeakValueDictionary
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from util.data.reading import read_mask
 from util.data.transform import read_image
 from util.draw.overlays import Colour, class_colour, heat_overlay, label_overlay, overlay
-from util.draw.panels import fit
-from util.predict.predictor import FewShotPredictor, Prediction
+from util.predict.predictor import FewShotPredictor
 from util.predict.refine import refined
+from util.predict.segmented import (
+    ARCHIVE,
+    DECIDED,
+    DECISION,
+    FILES,
+    Segmented,
+    Tile,
+    fit_canvas,
+    pack,
+)
 from util.predict.sketch import Sketch
 from util.predict.supports import Support, is_annotation, supports_in
 from util.predict.threshold import class_scores, labels_at
 from util.predict.writing import (
     read_probabilities,
     summarise,
-    without_arrays,
     write_mask,
     write_results,
 )
 from util.runtime.errors import FewShotError
-from util.runtime.files import write_json
 
 MAX_MEGAPIXELS = 40
 MAX_PICTURES = 50
 MAX_KEPT = 100_000_000  # bytes of earlier requests in the temporary folder
-CANVAS = 768  # longer side of the picture to mark: the network sees less than that
 WORK, CACHE = "work-", "cache"  # folders in the temporary one
-FILES = "files"  # in the folder of one visitor's results
 BRUSH = "brush"
 HINTS = {
     BRUSH: "Paint over the object.",
@@ -48,8 +55,6 @@ HINTS = {
     "polygon": "Click along the outline; the first corner, or Close, ends a polygon.",
     "point": "Click on the object, then on what is missing or what is too much.",
 }
-Tile = tuple[np.ndarray, str]
-"""A picture, uint8 RGB [H, W, 3], and its caption."""
 
 
 def load_picture(path: str) -> np.ndarray:
@@ -74,11 +79,6 @@ def load_picture(path: str) -> np.ndarray:
             f"{name} has {width * height / 1e6:.0f} megapixels; the limit is {MAX_MEGAPIXELS}"
         )
     return read_image(path)
-
-
-def fit_canvas(image: np.ndarray) -> np.ndarray:
-    """``image`` shrunk until its longer side is at most ``CANVAS`` pixels."""
-    return image if max(image.shape[:2]) <= CANVAS else fit(image, CANVAS)
 
 
 def painted_mask(editor: dict[str, Any] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -135,80 +135,52 @@ def paths_in(values: Any) -> set[Path]:
     if isinstance(values, (list, tuple)):
         return set().union(*map(paths_in, values))
     if isinstance(values, Session):
-        return {*map(Path, values.pictures), *filter(None, [values.results])}
+        return values.files
     return {Path(values)} if isinstance(values, str) and os.sep in values else set()
 
 
 # ---------------------------------------------------------------------------------------- results
 
 
-class Segmented(NamedTuple):
-    """What is kept of one picture while the page shows it.
-
-    path: the upload. name: of its results. result: the prediction without its large arrays.
-    small: the picture, uint8 RGB [h, w, 3] of at most ``CANVAS`` pixels a side.
-    labels: at 0.5, uint8 [h, w]. scores: float16 [C, h, w], see ``threshold``.
-    maps: the correlation maps.
-    """
-
-    path: str
-    name: str
-    result: Prediction
-    small: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    maps: list[Tile]
-
-    @classmethod
-    def of(cls, path: str, name: str, image: np.ndarray, result: Prediction) -> Segmented:
-        small = fit_canvas(image)
-        size = small.shape[1::-1]
-        labels = cv2.resize(result.mask, size, interpolation=cv2.INTER_NEAREST)
-        planes = [cv2.resize(plane, size) for plane in result.probabilities]
-        maps = [
-            (heat_overlay(small, values), f"{class_name} · stage {stage} ({Path(path).name})")
-            for class_name, stages in result.correlations.items()
-            for stage, values in enumerate(stages, start=1)
-        ]
-        scores = class_scores(np.stack(planes)).astype(np.float16)
-        return cls(path, name, without_arrays(result), small, labels, scores, maps)
-
-    def at(self, threshold: float | None) -> np.ndarray:
-        """The labels at a threshold; None is the model's own decision."""
-        return (
-            self.labels
-            if threshold is None
-            else labels_at(self.scores, threshold, self.result.not_found)
-        )
-
-    def caption(self, labels: np.ndarray) -> str:
-        """Class and share first: there is little room on a telephone."""
-        shares = (
-            f"{name} · {self._share(name, np.count_nonzero(labels == number) / labels.size)}"
-            for number, name in enumerate(self.result.classes, start=1)
-        )
-        return f"{', '.join(shares)} ({Path(self.path).name})"
-
-    def _share(self, name: str, share: float) -> str:
-        if name in self.result.absent:
-            return f"not found ({100 * self.result.presence[name]:.0f} % likely)"
-        return _percent(share)
-
-
 class Session:
     """One visitor's supports and results; the model is shared by all.
 
     refine: whether masks get the edges of their pictures (:mod:`util.predict.refine`).
+    lock: of the supports and the marks; it is never held for long.
     """
 
+    living: WeakValueDictionary[int, Session] = WeakValueDictionary()
+
     def __init__(self, predictor: FewShotPredictor, refine: bool = False) -> None:
+        self.living[id(self)] = self
+        self.lock = threading.RLock()
+        self._packing = threading.Lock()  # of the files of the results
         self.predictor = predictor
         self.refine = refine
         self.gallery: list[Tile] = []
         self.pictures: list[str] = []  # uploads to be marked; the first one is shown
         self.sketch: Sketch | None = None
+        self.taken: set[str] = set()  # uploads that are supports
+        self.uploads: dict[str, Sequence[str]] = {}  # all that the page shows, by its list
         self.shown: list[Segmented] = []
+        self.threshold = DECISION  # the latest that was asked for
         self.results: Path | None = None  # the folder of the last results and of their archive
+
+    @classmethod
+    def all(cls) -> list[Session | None]:
+        """Those that are still somebody's."""
+        return [session() for session in cls.living.valuerefs()]
+
+    def __deepcopy__(self, memo: Any) -> Session:
+        """A new visitor's: gradio copies the first value of its State for each."""
+        return Session(self.predictor.without_supports(), self.refine)
+
+    @property
+    def files(self) -> set[Path]:
+        """Uploads that may be asked for again, and the folder of the results."""
+        paths = {*self.pictures, *(each.path for each in self.shown)}
+        paths.update(*list(self.uploads.values()))
+        return {*map(Path, paths), *filter(None, [self.results])}
 
     # ------------------------------------------------------------------------------ supports
 
@@ -260,6 +232,8 @@ class Session:
                 self.take(found)
             except FewShotError as error:  # of the place where they lie only the names are known
                 raise FewShotError(str(error).replace(f"{place}/", "")) from error
+            used = {Path(support.image).name for support in found}
+            self.taken |= {p for p in paths if is_annotation(p) or Path(p).name in used}
             return [line.removeprefix(f"{place}: ") for line in left_out]
 
     def remove_last(self) -> None:
@@ -269,9 +243,14 @@ class Session:
         self.predictor.remove_support(self.gallery.pop()[1])
 
     def open(self, paths: Sequence[str], tool: str) -> np.ndarray | None:
-        """Take pictures to be marked one after the other; returns the first, of ``CANVAS``."""
-        self.pictures = list(paths)
-        return self.next(tool, 0)
+        """Take pictures to be marked one after the other; returns the first, of ``CANVAS``.
+
+        As long as it is among them, the one that is being marked stays the first, with its marks.
+        """
+        kept = [path for path in self.pictures if path in paths]
+        stays = self.sketch is not None and kept[:1] == self.pictures[:1] != []
+        self.pictures = kept + [path for path in paths if path not in kept]
+        return self.sketch.image if self.sketch and stays else self.next(tool, 0)
 
     def next(self, tool: str, step: int = 1) -> np.ndarray | None:
         """The next picture to be marked, the first one after the last; None: there is none."""
@@ -288,15 +267,18 @@ class Session:
     # ------------------------------------------------------------------------------- results
 
     def segment(self, paths: Sequence[str], folder: Path, progress: Callable[..., Any]) -> str:
-        """Segment the pictures and pack all results; returns what the page says of it."""
-        if not self.predictor.classes:
+        """Segment the pictures with the supports that are there now, and pack all results; returns
+        what the page says of it."""
+        with self.lock:
+            predictor = self.predictor.with_same_supports()
+        if not predictor.classes:
             raise FewShotError("add a support first: upload a picture, mark the object, add it")
         if not paths:
             raise FewShotError("drop in the pictures to segment first")
         if len(paths) > MAX_PICTURES:
             raise FewShotError(f"{len(paths)} pictures at once; the limit is {MAX_PICTURES}")
         began = time.perf_counter()
-        shown, summaries, refused = [], [], []
+        shown, refused = [], []
         with tempfile.TemporaryDirectory(prefix=WORK, dir=folder) as work:
             place = Path(work) / FILES
             for number, path in enumerate(progress(list(paths), desc="segmenting"), start=1):
@@ -306,17 +288,21 @@ class Session:
                     refused.append(str(error))
                     continue
                 name = f"{number:02d}_{Path(path).stem}"
-                result = self.predictor.predict(image)
+                result = predictor.predict(image)
                 result = result._replace(mask=self._edges(image, result.mask))
                 write_results(place, name, image, result)
-                summaries.append(summarise(Path(Path(path).name), result))
                 shown.append(Segmented.of(path, name, image, result))
             if not shown:
                 raise FewShotError("; ".join(refused))
-            self.close()
-            self.shown, self.results = shown, Path(tempfile.mkdtemp(dir=folder))
-            place.rename(self.results / FILES)
-        self._pack(summaries)
+            shutil.copytree(place / "labels", Path(work) / DECIDED)
+            pack(Path(work), [each.summary for each in shown])
+            with self._packing:
+                before, self.results = self.results, Path(tempfile.mkdtemp(dir=folder))
+                for part in Path(work).iterdir():
+                    part.rename(self.results / part.name)
+                self.shown, self.threshold = shown, DECISION
+            if before is not None:
+                shutil.rmtree(before, ignore_errors=True)
         seconds = time.perf_counter() - began
         lines = [
             f"{len(shown)} of {len(paths)} pictures segmented in {seconds:.1f} s, "
@@ -325,13 +311,14 @@ class Session:
         lines += [f"Left out: {reason}." for reason in refused]
         return "  \n".join(lines)
 
-    def masks(self, threshold: float | None = None) -> list[Tile]:
+    def masks(self, threshold: float = DECISION) -> list[Tile]:
         """Each picture with its masks, and beside it what the threshold is compared with: how sure
-        the surest class is; None is the model's own decision."""
-        tiles = []
+        the surest class is."""
+        self.threshold, tiles = threshold, []
         for each in self.shown:
-            labels, surest = each.at(threshold), each.scores.max(0)
-            if threshold is not None:
+            labels, surest = each.labels, each.scores.max(0)
+            if threshold != DECISION:
+                labels = labels_at(each.scores, threshold, each.result.not_found)
                 labels = self._edges(each.small, labels)
             tiles.append((label_overlay(each.small, labels), each.caption(labels)))
             span = f"{surest.min():.2f}–{surest.max():.2f} probability"
@@ -342,48 +329,49 @@ class Session:
         """The correlation maps of all pictures."""
         return [tile for each in self.shown for tile in each.maps]
 
-    def repack(self, threshold: float) -> Path:
-        """Write the files of the results anew with masks at ``threshold``, and pack them.
+    def repack(self, threshold: float) -> bool:
+        """Write the files of the results anew with masks at ``threshold``, and pack them; False as
+        soon as it is no longer the latest.
 
         Raises:
             FewShotError: there are none, or an upload is no longer there.
         """
-        files, summaries = self.archive.parent / FILES, []
-        for each in self.shown:
-            image = load_picture(each.path)
-            probabilities = read_probabilities(files, each.name, each.result)
-            scores = class_scores(probabilities)
-            mask = self._edges(image, labels_at(scores, threshold, each.result.not_found))
-            result = each.result._replace(mask=mask, probabilities=probabilities)
-            write_mask(files, each.name, image, result)
-            summaries.append(summarise(Path(Path(each.path).name), result))
-        return self._pack([{**summary, "threshold": threshold} for summary in summaries])
+        with self._packing:
+            place, summaries = self.archive.parent, []
+            for each in self.shown:
+                if threshold != self.threshold:
+                    return False
+                image = load_picture(each.path)
+                summary, result = each.summary, each.result
+                if threshold == DECISION:
+                    result = result._replace(mask=read_mask(place / DECIDED / f"{each.name}.png"))
+                else:
+                    probabilities = read_probabilities(place / FILES, each.name, result)
+                    mask = labels_at(class_scores(probabilities), threshold, result.not_found)
+                    mask = self._edges(image, mask)
+                    result = result._replace(mask=mask, probabilities=probabilities)
+                    summary = {**summarise(Path(summary["file"]), result), "threshold": threshold}
+                write_mask(place / FILES, each.name, image, result)
+                summaries.append(summary)
+            pack(place, summaries)
+            return threshold == self.threshold
 
     def _edges(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return refined(image, labels) if self.refine else labels
-
-    def _pack(self, summaries: list[dict[str, Any]]) -> Path:
-        """The results as a ZIP file beside them."""
-        files = self.archive.parent / FILES
-        write_json(files / "summary.json", summaries)
-        with zipfile.ZipFile(self.archive, "w", zipfile.ZIP_STORED) as archive:
-            for part in sorted(files.rglob("*")):
-                if part.is_file():
-                    archive.write(part, part.relative_to(files))
-        return self.archive
 
     @property
     def archive(self) -> Path:
         """The ZIP file of the last results; FewShotError where there are none."""
         if self.results is None:
             raise FewShotError("segment pictures first")
-        return self.results / "results.zip"
+        return self.results / ARCHIVE
 
     def close(self) -> None:
         """Forget the results."""
-        if self.results is not None:
-            shutil.rmtree(self.results, ignore_errors=True)
-        self.shown, self.results = [], None
+        with self._packing:
+            if self.results is not None:
+                shutil.rmtree(self.results, ignore_errors=True)
+            self.shown, self.results = [], None
 
 
 def named(class_name: str) -> str:
@@ -403,8 +391,3 @@ def legend(classes: Mapping[str, Any] | Sequence[str]) -> str:
         f"{f' × {counts[name]}' if counts else ''}</span>"
         for number, name in enumerate(classes, start=1)
     )
-
-
-def _percent(share: float) -> str:
-    """Whole per cents, but a class that is there is never 0 %."""
-    return "< 1 %" if 0 < share < 0.005 else f"{share * 100:.0f} %"

@@ -188,6 +188,12 @@ class FewShotPredictor(Predictor):
             probabilities = softmax_(odds).cpu().numpy()
         return Prediction(mask, probabilities, self.classes, priors, correlations, presence, absent)
 
+    def with_same_supports(self) -> FewShotPredictor:
+        """Another predictor with the same model and these supports; later ones are its own."""
+        other = self.without_supports()
+        other._supports = {name: list(supports) for name, supports in self._supports.items()}
+        return other
+
     def _encode(self, image: np.ndarray, mask: np.ndarray) -> Any:
         mask_tensor = torch.from_numpy(mask)[None]
         if not self.model.host_masks:
