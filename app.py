@@ -52,15 +52,15 @@ NO_SUPPORTS = "No supports yet."
 FORGOTTEN = "this page was idle for too long: add the supports again"
 INTRO = """# Few-shot segmentation
 Show the model what to look for on one or more pictures, then drop in the pictures to segment."""
-GALLERY = ["download", "fullscreen"]  # nothing is shared with other sites
+UPLOADS: dict[str, Any] = {"file_count": "multiple", "height": 140}
+# Nothing is shared with other sites.
+GALLERY: dict[str, Any] = {"object_fit": "contain", "buttons": ["download", "fullscreen"]}
 SHOW_RESULTS = """() => {
     const status = document.querySelector('#status');
     if (status.getBoundingClientRect().top > innerHeight / 2) status.scrollIntoView();
 }"""
-PLACEHOLDER = (
-    '<div style="border: 2px dashed #8888; border-radius: 8px; padding: 3em 1em; '
-    'text-align: center">{}</div>'
-)
+PLACEHOLDER = """<div style="border: 2px dashed #8888; border-radius: 8px; padding: 3em 1em;
+text-align: center">Masks and probability maps appear here</div>"""
 
 
 def build_page(
@@ -136,12 +136,11 @@ def build_page(
         session = session_of(session)
         if session.sketch is not None:
             session.sketch = Sketch(session.sketch.image, tool)
-        painting = tool == BRUSH
         return (
             session,
             gr.Radio(info=HINTS[tool]),
-            gr.Column(visible=painting),
-            gr.Column(visible=not painting),
+            gr.Column(visible=tool == BRUSH),
+            gr.Column(visible=tool != BRUSH),
             sketched(session, class_name),
             gr.Button(visible=tool == "polygon"),
         )
@@ -234,8 +233,7 @@ def build_page(
 
     @longer
     def repack(threshold: float, paths: Paths, session: Visitor) -> Any:
-        session = session_of(session)
-        if not session.shown or not session.repack(threshold):
+        if not session or not session.shown or not session.repack(threshold):
             return gr.skip()
         return gr.DownloadButton(value=str(session.archive), interactive=True)
 
@@ -257,10 +255,9 @@ def build_page(
                 )
                 support = gr.File(
                     label="Support pictures, or pictures with the JSON of labelme or COCO",
-                    file_count="multiple",
                     file_types=["image", JSON],
                     elem_id="support",
-                    height=140,
+                    **UPLOADS,
                 )
                 next_button = gr.Button("Next picture", visible=False, elem_id="next")
                 tool = gr.Radio(
@@ -302,29 +299,22 @@ def build_page(
                     label="Supports",
                     columns=3,
                     fit_columns=False,
-                    object_fit="contain",
                     height=220,
-                    buttons=GALLERY,
                     interactive=False,
                     elem_id="supports",
+                    **GALLERY,
                 )
             with gr.Column():
                 gr.Markdown("## 2. Segment pictures")
                 queries = gr.File(
-                    label="Pictures to segment",
-                    file_count="multiple",
-                    file_types=["image"],
-                    elem_id="queries",
-                    height=140,
+                    label="Pictures to segment", file_types=["image"], elem_id="queries", **UPLOADS
                 )
                 go = gr.Button("Segment", variant="primary", elem_id="segment")
                 status = gr.Markdown(elem_id="status")
                 download = gr.DownloadButton(
                     "Download results (ZIP)", interactive=False, elem_id="download"
                 )
-                empty = gr.HTML(
-                    PLACEHOLDER.format("Masks and probability maps appear here"), elem_id="empty"
-                )
+                empty = gr.HTML(PLACEHOLDER, elem_id="empty")
                 found = gr.HTML(visible=False, elem_id="found")
                 threshold = gr.Slider(
                     0.05,
@@ -339,20 +329,18 @@ def build_page(
                 masks = gr.Gallery(
                     label="Masks and probabilities",
                     columns=2,
-                    object_fit="contain",
                     height="auto",
-                    buttons=GALLERY,
                     visible=False,
                     elem_id="masks",
+                    **GALLERY,
                 )
                 with gr.Accordion("How it was found: correlation maps", open=False, elem_id="how"):
                     maps = gr.Gallery(
                         label="Correlation maps",
                         columns=3,
-                        object_fit="contain",
                         height="auto",
-                        buttons=GALLERY,
                         elem_id="maps",
+                        **GALLERY,
                     )
 
         def on(event: Callable[..., Any], *how: Any, **more: Any) -> Any:
