@@ -40,6 +40,9 @@ class BaseStage(Stage):
                     f"arch {cfg.arch} is not a base learner; train_base.py takes the *_base.yaml "
                     "files, train.py the others"
                 )
+            model.check_size(cfg.train_h, cfg.train_w)
+            if cfg.evaluate:
+                model.check_size(cfg.val_size, cfg.val_size)
         self.start = load_pretrained(model, cfg)
         train_index, self.val_index = distributed.on_main(
             lambda: (build_index(cfg, "train"), build_index(cfg, "base") if cfg.evaluate else None)

@@ -142,13 +142,14 @@ class HDMNet(FewShotModel):
         return cls(build_encoder(cfg), aux_weights=(cfg.aux_weight1, cfg.aux_weight2), **options)
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise ValueError when a stage would be left without a position or a key."""
+        """Raise ValueError when a stage would be left without a position, or the encoder can't."""
         smallest = self.encoder.reduction * (self.pyramid.smallest_map() - 1) + 1
         if min(height, width) < smallest:
             raise ValueError(
                 f"input size {height}×{width} is too small for {len(self.pyramid)} stages: "
                 f"both sides must be at least {smallest}"
             )
+        self.encoder.check_size(height, width)
 
     # -- frozen part ------------------------------------------------------------------------
 

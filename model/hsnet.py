@@ -151,6 +151,7 @@ class HSNet(FewShotModel):
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError, naming the nearest multiple of 8 that works, where the support grids of
         the pyramid's levels do not come out equal (VGG-16 at 280², say)."""
+        self.encoder.check_size(height, width)
         bad = [size for size in (height, width) if not self._fits(size)]
         if not bad:
             return

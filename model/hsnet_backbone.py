@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.encoder import TIMM, VGG16_PARTS, BasicBlock, Bottleneck
-from model.layers import ConvNorm, Modules
+from model.layers import Backbone, ConvNorm, Modules
 from model.registry import STRIDES, rounded_up
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from util.config import Config
 
 
-class ResNetTaps(nn.Module):
+class ResNetTaps(Backbone):
     """ResNet with strides 4, 8, 16, 32; taps: all blocks of stages 2 to 4, before their last ReLU.
 
     ``stem``: '7x7' as published, or 'deep' (three 3×3 convolutions). ``width``: channels of the
@@ -79,7 +79,7 @@ class ResNetTaps(nn.Module):
                 yield group, tap
 
 
-class VGGTaps(nn.Module):
+class VGGTaps(Backbone):
     """VGG-16 without batch norm; taps: the last two parts' convolutions before their ReLU and the
     part before them, by torchvision's numbering layers 17, 19, 21 | 24, 26, 28 | 30.
 

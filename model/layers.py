@@ -33,7 +33,14 @@ class Features(NamedTuple):
     f4: Tensor
 
 
-class Encoder(nn.Module):
+class Backbone(nn.Module):
+    """What turns a picture into features."""
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError, naming a size that works, where it cannot take pictures of this one."""
+
+
+class Encoder(Backbone):
     """A picture [B, 3, H, W], normalised -> :class:`Features`; what a model must know about it.
 
     channels: those of f2, f3, f4; reduction: pixels of the picture for a cell of them; head_width:

@@ -70,6 +70,10 @@ class PSPNet(nn.Module):
         reads no file."""
         return cls(build_encoder(cfg), cfg.num_base, cfg.fix_bn, cfg.freeze_encoder)
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError, naming a size that works, when the encoder cannot take this one."""
+        self.encoder.check_size(height, width)
+
     def train(self, mode: bool = True) -> PSPNet:
         """Training mode; with ``fix_bn`` the batch norms keep their statistics, with
         ``freeze_encoder`` the encoder stays as it is."""

@@ -1,25 +1,28 @@
 """Any model of timm as a feature pyramid, its last three levels: ``backbone: timm/<name>``.
 
 For HDMNet and its base learner convolutional networks keep stride 16 where they can dilate instead;
-transformers give their last levels at one stride, for pictures of any size where they can. HSNet
-takes networks whose last levels have strides 8, 16 and 32.
+transformers give their last levels at one stride, for pictures of any size where they can, and say
+which they take where they cannot. HSNet takes networks whose last levels have strides 8, 16 and 32.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from model.layers import Encoder, Features, align, size_of
 from model.registry import STRIDES, rounded_up
 
 HEAD_WIDTH = 512  # at most
+MULTIPLE = 32  # of pixels: most networks that want sides of a multiple take those of this one
 # What families of timm take that have no output stride; the first that a model takes are its own.
 ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True, "dynamic_img_pad": True},
@@ -42,8 +45,8 @@ def create(name: str, pretrained: bool = False, stride: int = 16) -> nn.Module:
     }
     for options in ({"output_stride": stride}, *ANY_SIZE):
         try:
-            return timm.create_model(name, **common, **options)
-        except (TypeError, NotImplementedError):  # an option that this family has not
+            return _padding(timm.create_model(name, **common, **options))
+        except (TypeError, NotImplementedError, AssertionError):  # what this family has not
             continue
         except RuntimeError as error:
             if timm.is_model(name):
@@ -54,6 +57,41 @@ def create(name: str, pretrained: bool = False, stride: int = 16) -> nn.Module:
         return timm.create_model(name, **common)
     except (TypeError, AttributeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"backbone timm/{name} gives no feature maps ({error})") from error
+
+
+def _padding(net: nn.Module) -> nn.Module:
+    """The network, filling up the patches at a picture's edge where it takes several sizes."""
+    for part in net.modules():
+        if isinstance(part, PatchEmbed) and part.img_size and not part.strict_img_size:
+            vars(part)["dynamic_img_pad"] = True  # declared final
+    return net
+
+
+def maps(net: Any, image: Tensor) -> list[Tensor]:
+    """image [B, 3, H, W] -> what the network makes of it, [B, C, h, w] each."""
+    found = net(image)
+    last = getattr(net, "output_fmt", None) == "NHWC"
+    return [x.permute(0, 3, 1, 2) for x in found] if last else found
+
+
+@cache
+def _on_paper(name: str, stride: int) -> nn.Module:
+    """The network without numbers, which computes sizes alone."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return create(name, stride=stride).eval()
+
+
+@cache
+def rows(name: str, stride: int, height: int, width: int) -> tuple[int, ...] | None:
+    """Of the three feature maps of a picture; None where the network cannot take its size."""
+    try:
+        net = _on_paper(name, stride)
+        kind = next(net.parameters()).dtype
+        with torch.no_grad():
+            image = torch.empty(1, 3, height, width, dtype=kind, device="meta")
+            return tuple(x.shape[2] for x in maps(net, image))
+    except Exception:  # whatever a network of timm raises
+        return None
 
 
 class Levels(nn.Module):
@@ -69,6 +107,7 @@ class Levels(nn.Module):
 
     def __init__(self, name: str, stride: int) -> None:
         super().__init__()
+        self.named = name, stride
         self.net = create(name, stride=stride).to(memory_format=torch.channels_last)
         self.strides = tuple(self.net.feature_info.reduction())
         given = next((own for family, own in INPUT.items() if name.startswith(family)), None)
@@ -87,10 +126,23 @@ class Levels(nn.Module):
     def levels(self, image: Tensor) -> list[Tensor]:
         """image [B, 3, H, W], normalised -> three maps [B, C, h, w]."""
         image = image * self.scale + self.shift
-        maps = self.net(image.contiguous(memory_format=torch.channels_last))
-        if getattr(self.net, "output_fmt", None) == "NHWC":
-            maps = [x.permute(0, 3, 1, 2) for x in maps]
-        return maps
+        return maps(self.net, image.contiguous(memory_format=torch.channels_last))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError, naming a size that works, where the network cannot take this one."""
+        if rows(*self.named, height, width):
+            return
+        below = [max(1, side // MULTIPLE) * MULTIPLE for side in (height, width)]
+        above = [-(-side // MULTIPLE) * MULTIPLE for side in (height, width)]
+        near = sorted((below, above), key=lambda size: abs(size[0] - height))
+        candidates = *near, self.net.pretrained_cfg["input_size"][1:]
+        works = next((size for size in candidates if rows(*self.named, *size)), None)
+        if works is None:  # on paper it computes nothing
+            return
+        raise ValueError(
+            f"backbone timm/{self.named[0]} cannot take {height}x{width} pictures; "
+            f"{works[0]}x{works[1]} works"
+        )
 
 
 class TimmEncoder(Levels, Encoder):
@@ -104,9 +156,9 @@ class TimmEncoder(Levels, Encoder):
 
     def forward(self, image: Tensor) -> Features:
         """image [B, 3, H, W], normalised."""
-        maps = self.levels(image)
-        size = size_of(maps[1])
-        return Features(*(align(x, size).contiguous() for x in maps))
+        levels = self.levels(image)
+        size = size_of(levels[1])
+        return Features(*(align(x, size).contiguous() for x in levels))
 
 
 class TimmTaps(Levels):
@@ -122,7 +174,9 @@ class TimmTaps(Levels):
                 f"timm/{name} has them at {', '.join(map(str, self.strides))}"
             )
 
-    grids = staticmethod(rounded_up)
+    def grids(self, size: int) -> tuple[int, ...]:
+        """Rows (columns) at strides 8, 16 and 32 for an input of ``size`` rows (columns)."""
+        return rows(*self.named, size, size) or rounded_up(size)
 
     def forward(self, image: Tensor) -> Iterator[tuple[int, Tensor]]:
         """image [B, 3, H, W], normalised -> one after another (group 0 to 2, tap [B, C, h, w])."""

@@ -66,6 +66,64 @@ def test_levels_of_several_strides_and_channels_last():
     assert encoder.reduction == 16
 
 
+@pytest.mark.parametrize("name", ["ghostnet_050", "starnet_s1", "ese_vovnet19b_slim"])
+def test_networks_without_an_output_stride(name):
+    encoder = TimmEncoder(name).eval()
+    assert encoder.strides == (8, 16, 32) and encoder.reduction == 16
+    with torch.no_grad():
+        features = encoder(torch.randn(1, 3, 64, 96))
+    assert [f.shape for f in features] == [(1, c, 4, 6) for c in encoder.channels]
+
+
+def test_patches_at_the_edge_are_filled_up():
+    torch.manual_seed(0)
+    encoder = TimmEncoder("swin_tiny_patch4_window7_224").eval()
+    encoder.check_size(65, 97)
+    image = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        found, expected = encoder(image), encoder(F.pad(image, (0, 3, 0, 3)))
+    assert found.f3.shape[2:] == (5, 7)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "backbone, sides, works",
+    [
+        ("dla46_c", (75, 100), "64x96"),
+        ("dla46_c", (95, 100), "96x128"),
+        ("test_vit_relpos", (81, 81), "160x160"),
+        ("test_coatnet", (96, 96), "160x160"),
+    ],
+)
+@pytest.mark.parametrize("arch", ["HDMNet", "PSPNet"])
+def test_a_size_that_works_is_named(arch, backbone, sides, works):
+    model = build(arch=arch, backbone=f"timm/{backbone}")
+    before = torch.get_rng_state()
+    words = "x".join(map(str, sides))
+    sentence = f"backbone timm/{backbone} cannot take {words} pictures; {works} works"
+    with pytest.raises(ValueError, match=sentence):
+        model.check_size(*sides)
+    assert torch.equal(torch.get_rng_state(), before)
+    sides = tuple(map(int, works.split("x")))
+    model.check_size(*sides)
+    with torch.no_grad():
+        assert torch.isfinite(model.encoder(torch.randn(1, 3, *sides)).f4).all()
+
+
+def test_hsnet_counts_the_grids_of_its_backbone():
+    model = build(**HSNET, backbone="timm/dla46_c", kernel4d="center_pivot")
+    with pytest.raises(ValueError, match="timm/dla46_c cannot take 97x97 pictures; 96x96 works"):
+        model.check_size(97, 97)
+    model = build(**HSNET, backbone="timm/test_convnext", kernel4d="center_pivot")
+    found = dict(model.encoder(torch.zeros(1, 3, 63, 63)))
+    assert [f.shape[2] for f in found.values()] == [*model.encoder.grids(63)] == [7, 3, 1]
+
+
+def test_a_network_that_computes_nothing_on_paper_is_taken(monkeypatch):
+    monkeypatch.setattr("model.timm_encoder.rows", lambda *_: None)
+    TimmEncoder("test_vit").check_size(81, 81)
+
+
 def test_pictures_are_normalised_as_the_network_was_trained():
     encoder = TimmEncoder("tiny_vit").eval()  # mean and deviation 0.5
     raw = torch.rand(1, 3, 64, 64)

@@ -16,12 +16,15 @@ import yaml
 from tests.equality import bits, same_counts
 from tests.evaluate.test_evaluate import evaluate, lively
 from tests.evaluate.test_evaluate import make_data as evaluation_data
+from tests.models import build
 from tests.own_pictures import disc
 from tests.train.test_distributed import finish, start
 from tests.train.test_loop import StopAt, configure, run, same_run
 from tests.training_case import ROOT, call, environment, make_data, train
+from train import EpisodicStage
+from train_base import BaseStage
 from util.predict import FewShotPredictor
-from util.runtime.errors import Interrupted
+from util.runtime.errors import FewShotError, Interrupted
 from util.train.checkpoints import read_state
 
 BACKBONES = ["timm/test_efficientnet", "timm/test_vit"]
@@ -104,3 +107,20 @@ def test_evaluation_export_and_prediction(case):
     state = read_state(cfg.exp_dir() / "last.pth")["model"]
     assert any(name.startswith("encoder.net.") for name in state)
     torch.testing.assert_close(state, torch.load(whole, weights_only=True)["model"])
+
+
+def test_a_size_that_the_backbone_cannot_take_ends_before_there_is_data(tmp_path):
+    make_data(tmp_path / "tiny", ignored=True)
+    cannot = "timm/test_coatnet cannot take {0}x{0} pictures; 160x160 works"
+    options = {"backbone": "timm/test_coatnet", "base_weight": None, "data_root": "nowhere"}
+    for stage, train_size, val_size in (
+        ("stage1", 65, 160), ("stage1", 160, 81), ("stage2", 65, 160), ("stage2", 160, 81),
+    ):  # fmt: skip
+        sizes = {"train_h": train_size, "train_w": train_size, "val_size": val_size}
+        cfg = configure(tmp_path / "tiny", stage, **options, **sizes)
+        wrong = train_size if train_size != 160 else val_size
+        with pytest.raises(FewShotError, match=cannot.format(wrong)):
+            (BaseStage if stage == "stage1" else EpisodicStage)(cfg, torch.device("cpu"))
+    model = build(backbone="timm/test_coatnet", num_base=3)
+    with pytest.raises(FewShotError, match="val_size: backbone " + cannot.format(81)):
+        FewShotPredictor(model, cfg, "cpu")

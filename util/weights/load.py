@@ -21,6 +21,8 @@ from util.weights.pretrained import load_pretrained
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "photos.pth"
 # Held-out classes of photographs are segmented best without the base learner (docs/photos.md).
 SHIPPED_HEAD = "meta"
+# It computes in float32: the bf16 that it was trained in is slow on processors without it.
+SHIPPED_SETTINGS = ("amp", "off")
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +55,8 @@ def model_of(
     content = read_checkpoint(weight)
     if not isinstance(content.get("config"), dict):
         raise FewShotError(f"weight file {weight} holds no configuration: give --config too")
-    cfg = config_from_dict(content["config"], str(weight), overrides)
+    own = SHIPPED_SETTINGS if is_shipped(Path(weight)) else ()
+    cfg = config_from_dict(content["config"], str(weight), [*own, *overrides])
     return cfg, Path(weight)
 
 
@@ -77,11 +80,8 @@ def presence_of(content: Mapping[str, Any], weight: str | Path) -> Presence | No
 
 
 def shipped(overrides: Sequence[Any] = ()) -> tuple[Config, Path]:
-    """Configuration and weight file of the model for photographs that ships (docs/photos.md).
-
-    It computes in float32: the bf16 that it was trained in is slow on processors without it.
-    """
-    return model_of(None, SHIPPED, ["amp", "off", *overrides])
+    """Configuration and weight file of the model for photographs that ships (docs/photos.md)."""
+    return model_of(None, SHIPPED, overrides)
 
 
 def is_shipped(weight: Path) -> bool:
