@@ -19,8 +19,8 @@ from tests.training_case import ROOT
 from util.draw.charts import class_iou_chart, label, leakage_chart, run_spread_chart
 from util.draw.panels import font, grid, panel, plain
 from util.evaluate import grid as text_grid
-from util.predict.page import CANVAS, fit_canvas
 from util.predict.predictor import Prediction
+from util.predict.segmented import CANVAS, fit_canvas
 from util.predict.writing import write_results
 from util.report.tables import markdown_table
 from util.runtime.errors import run
