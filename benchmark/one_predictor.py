@@ -1,7 +1,7 @@
 """One predictor in a process of its own, which imports what it needs and nothing else.
 
 python -m benchmark.one_predictor torch best.pth
-python -m benchmark.one_predictor onnx model/
+python -m benchmark.one_predictor onnx exported/
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A trained model to hand on: the learned part alone, or the whole for machines without PyTorch.
 
 python -m util.export exp/pascal/HDMNet/split0/resnet50/1shot/best.pth hdmnet_pascal0.pth
-python -m util.export onnx [--weight best.pth] --output model/
+python -m util.export onnx [--weight best.pth] --output exported/
 """
 
 from __future__ import annotations
