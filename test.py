@@ -99,9 +99,11 @@ def evaluate(
     use_tf32(cfg.tf32)
 
     # The model, its weights, and a place for the result: what can be wrong shows now.
-    say = print if distributed.is_main() else None
-    # A training may put other weights there meanwhile: what is known is of those from before.
-    stands = {"weights": weights_in(weight), "training": training_of(weight.with_name(LAST))}
+    say, stands = None, {}
+    if distributed.is_main():
+        say = print
+        # A training may put other weights there meanwhile: what is known is of those from before.
+        stands = {"weights": weights_in(weight), "training": training_of(weight.with_name(LAST))}
     model = load_model(cfg, weight, say).to(device)
     origin = origin_of(read_checkpoint(weight), str(weight))
     if cfg.compile != "off":

@@ -42,6 +42,7 @@ from util.reproduce.tables import Table, load_tables, table_of
 from util.runtime.errors import FewShotError, run
 from util.runtime.files import check_folder, user_path, write_atomically
 from util.runtime.signals import StopRequest
+from util.weights.training import LAST
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -202,11 +203,11 @@ def slurm(options: argparse.Namespace, works: Sequence[Work], runner: Runner) ->
         folders: dict[Path, list[Cell]] = {}
         for cell in work.cells:
             fold = ["--folds", str(cell.fold)]
-            last = cell.base.cfg.exp_dir() / "last.pth" if cell.base else None
+            last = cell.base.cfg.exp_dir() / LAST if cell.base else None
             if last in missing:
                 task = [work.table.name, *fold, "--rows", cell.row.name, "--only", "base", *common]
                 bases.setdefault(last, task)
-            if {cell.result, cell.cost, cell.folder / "last.pth"} & missing:
+            if {cell.result, cell.cost, cell.folder / LAST} & missing:
                 folders.setdefault(cell.folder, []).append(cell)
         for cells in folders.values():
             fold = ["--folds", str(cells[0].fold)]

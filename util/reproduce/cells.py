@@ -21,6 +21,7 @@ from util.config.keys import plain
 from util.config.load import nearest
 from util.reproduce.tables import PATTERN, ROOT, Row, Table
 from util.runtime.errors import FewShotError
+from util.weights.training import BEST
 
 # Keys that a folder's path says, or that only name files.
 IN_PATH = {"shot", "split", "backbone", "arch", "data_set", "trained_on", "name", "weight"}
@@ -170,7 +171,7 @@ def cell_of(row: Row, shot: int, fold: int, data: str | None = None, more: Optio
     usual = Setting(path, place).cfg
     evaluate = (*row.evaluate.items(), *_changed(usual, shot=shot), *named.items())
     test = Setting(path, (*place, *options, *evaluate))
-    weight = train.cfg.exp_dir() / "best.pth"
+    weight = train.cfg.exp_dir() / BEST
     if test.cfg.exp_dir() != weight.parent:
         test = test.over(weight=str(weight))
     suffix = run_name(test.cfg, usual, row.evaluate)
@@ -226,7 +227,7 @@ def _base_of(train: Setting) -> Setting | None:
         return None
     chosen = tuple(entry for entry in train.options if entry[0] in {"split", *FREE})
     base = Setting(str(file), chosen)
-    return base if str(base.cfg.exp_dir() / "best.pth") == start else None
+    return base if str(base.cfg.exp_dir() / BEST) == start else None
 
 
 def run_name(cfg: Config, without: Config, options: Iterable[str]) -> str:

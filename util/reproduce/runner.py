@@ -23,6 +23,7 @@ from util.reproduce.tables import ROOT
 from util.runtime.errors import EXIT_INTERRUPTED, FewShotError, Interrupted, one_line
 from util.runtime.files import CannotWrite, appending, claim, in_use, write_atomically
 from util.runtime.signals import StopRequest
+from util.weights.training import LOCK
 
 PAUSE = 1.0  # seconds between two looks at what other processes are doing
 REPEAT = 60.0  # seconds after which it is said again that they are waited for
@@ -219,7 +220,7 @@ def _told(path: Path) -> tuple[int, str] | None:
 
 def _typed_elsewhere(step: Step) -> bool:
     """Whether a training that none of these commands has begun is at work in a step's folder."""
-    return step.kind in ("base", "train") and in_use(step.output.with_name(".lock"))
+    return step.kind in ("base", "train") and in_use(step.output.with_name(LOCK))
 
 
 def standing(steps: Steps, path: Path) -> str:

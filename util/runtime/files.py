@@ -150,20 +150,17 @@ def lock(path: Path, advice: str) -> TextIO:
         file = open(path, "a+")
     except OSError as error:
         raise FewShotError(f"cannot write in {path.parent}: {error.strerror}") from error
-    if not _locked(file, path, fcntl.lockf):
+    locked = _locked(file, path, fcntl.lockf)
+    if not locked:
         time.sleep(0.1)  # :func:`in_use` has it for a moment
-        if _locked(file, path, fcntl.lockf):
-            return _owned(file)
+        locked = _locked(file, path, fcntl.lockf)
+    if not locked:
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()
         raise FewShotError(
             f"{path.parent} is in use by a run that is still going ({owner}); {advice}"
         )
-    return _owned(file)
-
-
-def _owned(file: TextIO) -> TextIO:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

@@ -20,7 +20,7 @@ from typing import Any
 from util.runtime.errors import FewShotError
 from util.runtime.files import lock, write_atomically
 from util.weights.checkpoint import read_checkpoint, serialise
-from util.weights.training import SUPERSEDED
+from util.weights.training import LOCK, SUPERSEDED
 
 FORMAT = "fewshot-checkpoint-1"
 PERIODIC = re.compile(r"epoch_(\d+)\.pth")
@@ -60,7 +60,7 @@ class CheckpointStore:
         Also removes the temporary files of a run that was killed while saving.
         """
         advice = "wait for it, or keep the runs apart with --opts name NAME"
-        self._lock = lock(self.folder / ".lock", advice)
+        self._lock = lock(self.folder / LOCK, advice)
         for leftover in self.folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
