@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,13 @@ from util.weights.onnx_about import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config/photos/photos_split0_tf_efficientnet_lite0.yaml"
+ROUNDS = 3  # processes of each engine, in turns
 
 
 def predictors(folder: Path) -> list[dict]:
     """Rows: engine; MB on disk, seconds to load (imports included), milliseconds for a support and
-    for a picture with one class of one support, the highest memory of the process. Weights are
-    random: they change none of it.
+    for a picture with one class of one support, the highest memory of the process; medians over
+    processes in turns. Weights are random: they change none of it.
 
     folder: takes the files that are measured.
     """
@@ -31,12 +33,18 @@ def predictors(folder: Path) -> list[dict]:
     cfg = load_config(CONFIG)
     weight = folder / "model.pth"
     torch.save({"model": build_model(cfg).state_dict(), "config": cfg.to_dict()}, weight)
-    rows = [_row("PyTorch", "torch", weight, weight.stat().st_size)]
+    rows = [{"engine": "PyTorch", "mb": weight.stat().st_size / 1e6}]
+    asked = [("torch", weight)]
     for weights in WEIGHTS:
         written = export_onnx(cfg, weight, folder / weights, weights)
-        size = sum(written.sizes.values())
-        rows.append(_row(f"onnxruntime {weights}", "onnx", folder / weights, size))
-        rows[-1]["difference"] = max(written.differences.values())
+        size, difference = sum(written.sizes.values()), max(written.differences.values())
+        rows.append(
+            {"engine": f"onnxruntime {weights}", "mb": size / 1e6, "difference": difference}
+        )
+        asked.append(("onnx", folder / weights))
+    rounds = [[_measured(*each) for each in asked] for _ in range(ROUNDS)]
+    for row, times in zip(rows, zip(*rounds, strict=True), strict=True):
+        row |= {key: statistics.median(each[key] for each in times) for key in times[0]}
     if lacking := missing():
         print(f"not measured in a browser, which needs {', '.join(lacking)}")
         return rows
@@ -48,7 +56,8 @@ def predictors(folder: Path) -> list[dict]:
     return rows
 
 
-def _row(name: str, engine: str, path: Path, size: int) -> dict:
+def _measured(engine: str, path: Path) -> dict[str, float]:
+    """What one process of ``benchmark.one_predictor`` found."""
     words = [sys.executable, "-m", "benchmark.one_predictor", engine, str(path)]
     done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
-    return {"engine": name, "mb": size / 1e6} | json.loads(done.stdout)
+    return json.loads(done.stdout)
