@@ -27,7 +27,7 @@ from util.evaluate import Evaluator, Partial, Result
 from util.predict.figures import episode_figures
 from util.runtime import distributed
 from util.runtime.errors import FewShotError, run
-from util.runtime.files import expanded, refuse_input, user_path, write_json
+from util.runtime.files import LAST, expanded, refuse_input, user_path, write_json
 from util.runtime.processor import without_bf16
 from util.runtime.record import versions, write_run_record
 from util.runtime.rng import use_tf32
@@ -36,7 +36,7 @@ from util.runtime.workers import dead_workers
 from util.weights.checkpoint import read_checkpoint
 from util.weights.identity import origin_of
 from util.weights.load import load_model, model_of
-from util.weights.training import LAST, training_of, weights_in
+from util.weights.training import training_of, weights_in
 
 
 def arguments() -> argparse.Namespace:

@@ -20,8 +20,8 @@ from util.reproduce.cells import Cell, cells_of
 from util.reproduce.complete import costs_of, drawn, result_of, trained
 from util.reproduce.tables import COSTS, table_of
 from util.runtime.errors import FewShotError
-from util.runtime.files import write_json
-from util.weights.training import BEST, LAST, SUPERSEDED, weights_in
+from util.runtime.files import BEST, LAST, SUPERSEDED, write_json
+from util.weights.training import weights_in
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from util.config.schema import (
     Train,
 )
 from util.runtime.errors import FewShotError
-from util.runtime.files import expanded
+from util.runtime.files import BEST, expanded
 
 _LISTED = ("pascal", "coco", "demo")  # other data sets without lists have a folder a class
 _EPISODES = {"pascal": 1000, "coco": 10000, "fss": 2400}
@@ -357,7 +357,7 @@ def _fill(values: dict[str, Any]) -> None:
     base_learner = requirements(values["arch"]).base_learner
     if base_learner and not values["base_weight"]:
         stage1 = Config({**values, "arch": base_learner, "name": ""}, {}, "", ())
-        values["base_weight"] = str(stage1.exp_dir() / "best.pth")
+        values["base_weight"] = str(stage1.exp_dir() / BEST)
 
 
 def _problems(cfg: Config) -> Iterable[str]:

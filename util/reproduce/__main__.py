@@ -40,9 +40,8 @@ from util.reproduce.slurm import array_job, refuse_other
 from util.reproduce.steps import KINDS, Step, Steps, steps_of
 from util.reproduce.tables import Table, load_tables, table_of
 from util.runtime.errors import FewShotError, run
-from util.runtime.files import check_folder, user_path, write_atomically
+from util.runtime.files import LAST, check_folder, user_path, write_atomically
 from util.runtime.signals import StopRequest
-from util.weights.training import LAST
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

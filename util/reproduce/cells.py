@@ -21,7 +21,7 @@ from util.config.keys import plain
 from util.config.load import nearest
 from util.reproduce.tables import PATTERN, ROOT, Row, Table
 from util.runtime.errors import FewShotError
-from util.weights.training import BEST
+from util.runtime.files import BEST
 
 # Keys that a folder's path says, or that only name files.
 IN_PATH = {"shot", "split", "backbone", "arch", "data_set", "trained_on", "name", "weight"}

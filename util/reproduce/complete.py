@@ -25,7 +25,8 @@ from util.report.tables import whole_result
 from util.reproduce.cells import FREE, Cell
 from util.reproduce.tables import COSTS
 from util.runtime.errors import FewShotError
-from util.weights.training import BEST, LAST, started_from, told, training_of, weights_in
+from util.runtime.files import BEST, LAST
+from util.weights.training import started_from, told, training_of, weights_in
 
 # Keys that a training does not depend on; its batch is compared apart.
 OF_EVALUATION = {"runs", "seeds", "weight", "resized_val", "ori_resize", "merge", "merge_tau"}

@@ -21,9 +21,8 @@ from typing import TextIO
 from util.reproduce.steps import KINDS, Step, Steps
 from util.reproduce.tables import ROOT
 from util.runtime.errors import EXIT_INTERRUPTED, FewShotError, Interrupted, one_line
-from util.runtime.files import CannotWrite, appending, claim, in_use, write_atomically
+from util.runtime.files import LOCK, CannotWrite, appending, claim, in_use, write_atomically
 from util.runtime.signals import StopRequest
-from util.weights.training import LOCK
 
 PAUSE = 1.0  # seconds between two looks at what other processes are doing
 REPEAT = 60.0  # seconds after which it is said again that they are waited for

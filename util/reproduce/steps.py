@@ -16,7 +16,7 @@ from model.registry import requirements
 from util.reproduce.cells import Cell, Setting, place
 from util.reproduce.complete import costs_of, drawn, result_of, total_batch, trained
 from util.reproduce.tables import COSTS, Table
-from util.weights.training import BEST, LAST
+from util.runtime.files import BEST, LAST
 
 # Kinds of steps in the order in which a cell needs them: what a sentence calls them.
 KINDS = {

@@ -16,6 +16,11 @@ from typing import Any, TextIO
 
 from util.runtime.errors import FewShotError
 
+# What stands in the folder of a run.
+BEST, LAST = "best.pth", "last.pth"
+LOCK = ".lock"  # held by the run that is at work there
+SUPERSEDED = ".superseded"  # a new run is about to replace this one
+
 _UNSET = re.compile(r"~[^/]*|\$(\w+|\{[^}/]*\})")
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # of a lock that another process has
 _LONGEST_NAME = 80  # characters of a class in a file's name; most systems take 255 bytes in all

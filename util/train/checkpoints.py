@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from util.runtime.errors import FewShotError
-from util.runtime.files import lock, write_atomically
+from util.runtime.files import LOCK, SUPERSEDED, lock, write_atomically
 from util.weights.checkpoint import read_checkpoint, serialise
-from util.weights.training import LOCK, SUPERSEDED
 
 FORMAT = "fewshot-checkpoint-1"
 PERIODIC = re.compile(r"epoch_(\d+)\.pth")

@@ -12,6 +12,7 @@ from model.fewshot import FewShotModel
 from model.presence import Presence
 from util.config import Config, config_from_dict, load_config
 from util.runtime.errors import FewShotError, told_of
+from util.runtime.files import BEST
 from util.weights.checkpoint import PRESENCE, load_weights, read_checkpoint, trained_shot
 from util.weights.export import FORMAT as EXPORT
 from util.weights.export import load_learned
@@ -31,7 +32,7 @@ def weight_file(cfg: Config, weight: str | Path | None = None) -> Path:
 
     Raises FewShotError when there is no such file.
     """
-    path = Path(weight or cfg.weight or cfg.exp_dir() / "best.pth")
+    path = Path(weight or cfg.weight or cfg.exp_dir() / BEST)
     if not path.is_file():
         raise FewShotError(
             f"there is no weight file {path}; train the model first, or name one with --weight"

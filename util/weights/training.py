@@ -8,12 +8,10 @@ from typing import Any
 
 from util.config import Config
 from util.runtime.errors import FewShotError
+from util.runtime.files import SUPERSEDED
 from util.weights.checkpoint import read_checkpoint
 from util.weights.fingerprint import fingerprint
 
-BEST, LAST = "best.pth", "last.pth"
-LOCK = ".lock"  # held by the run that is at work in the folder
-SUPERSEDED = ".superseded"  # stands in the folder of a run that a new one is about to replace
 # What is told of a training: entry -> types.
 TOLD = {
     "config": dict,
