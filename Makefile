@@ -46,7 +46,7 @@ demo-encoder: install
 	$(PY) -m util.demo encoder --checkpoint $(DEMO_BASE)/encoder/best.pth \
 	  --output assets/demo_encoder.pth
 
-# How assets/photos.pth is made (docs/photos.md): DATA names the photographs, an hour on two cores.
+# How assets/photos.pth is made (docs/photos.md): DATA names the photographs, half an hour on one core.
 PHOTOS := config/photos/photos_all
 PHOTOS_RUN := exp/photos/HDMNet/split0/tf_efficientnet_lite0/1shot/all
 photos-model: install

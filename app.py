@@ -21,7 +21,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
-from predict import between_0_and_1
+from util.predict.arguments import add_model_arguments
 from util.predict.examples import package_examples
 from util.predict.page import (
     BRUSH,
@@ -387,26 +387,27 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--weight", type=expanded, metavar="FILE", help="checkpoint; its own configuration serves"
     )
     parser.add_argument("--port", type=port_number, default=7860, help="1 to 65535 (7860)")
-    parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU when there is one")
-    parser.add_argument(
-        "--head",
-        choices=("final", "meta"),
-        help="meta: without the base learner, which suppresses the classes it was trained on; "
-        "default: meta for the model that ships, final for others",
-    )
-    presence = between_0_and_1("--presence", "presence", ends=True)
-    parser.add_argument(
-        "--presence", type=presence, metavar="P", help="least presence of a painted class, 0 to 1"
-    )
-    parser.add_argument(
-        "--refine",
-        action=argparse.BooleanOptionalAction,
-        help="move edges to those of the picture (GrabCut); default: for the model that ships",
-    )
-    parser.add_argument(
-        "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="settings"
-    )
+    add_model_arguments(parser)
     return parser.parse_args(arguments)
+
+
+def serve(page: Any, port: int) -> None:
+    """Until it is stopped; FewShotError where the port cannot be had."""
+    try:
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            max_file_size=MAX_FILE,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=["settings"],
+            state_session_capacity=100,
+        )
+    except OSError as error:
+        if error.errno in NO_FILES_LEFT:
+            raise FewShotError(too_many_files()) from error
+        raise FewShotError(f"cannot serve on port {port}: {error}") from error
 
 
 def main() -> None:
@@ -426,20 +427,7 @@ def main() -> None:
         shared = FewShotPredictor.from_config(cfg, weight, options.device, head, options.presence)
         refine = is_shipped(weight) if options.refine is None else options.refine
         page = build_page(gradio, shared.without_supports, folder, refine)
-        page.launch(
-            server_name="127.0.0.1",
-            server_port=options.port,
-            max_file_size=MAX_FILE,
-            share=False,
-            ssr_mode=False,
-            run_history=False,
-            footer_links=["settings"],
-            state_session_capacity=100,
-        )
-    except OSError as error:
-        if error.errno in NO_FILES_LEFT:
-            raise FewShotError(too_many_files()) from error
-        raise FewShotError(f"cannot serve on port {options.port}: {error}") from error
+        serve(page, options.port)
     finally:
         if page is not None:  # a browser may still be uploading into the folder
             page.close(verbose=False)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from util.data.annotations import annotation_file
 from util.data.reading import read_image
+from util.predict.arguments import add_model_arguments, between_0_and_1
 from util.predict.files import claim, find_queries, finished, remove_outdated, stamp
 from util.predict.refine import refined
 from util.predict.supports import Support, supports_in, supports_named
@@ -47,12 +48,19 @@ def fingerprint(
 ) -> str:
     """Changes whenever results could: weights, supports (their content) and settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in dict.fromkeys((*weights, *(f for support in supports for f in support.files()))):
+
+    @cache
+    def content(path: Path) -> bytes:
         try:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            return hashlib.sha256(path.read_bytes()).digest()
         except OSError as error:
             raise FewShotError(f"cannot read {path}: {error.strerror}") from error
+
+    for path in weights:
+        digest.update(content(path))
     for support in supports:
+        for path in support.files():
+            digest.update(content(path))
         digest.update(os.fsencode(f"{support.mask}\0{support.class_name}\0"))
     return digest.hexdigest()[:16]
 
@@ -79,6 +87,7 @@ def predict_all(
     for name, path in tqdm(queries.items(), desc="predict", unit="picture"):
         summary = finished(output, name, run_id, path)
         if summary is None:
+            known = stamp(path)  # of what is read now: a picture replaced meanwhile is another
             try:
                 image = read_image(path)
             except FewShotError as error:
@@ -96,7 +105,7 @@ def predict_all(
             remove_outdated(output, name, files)
             summary = summarise(path, result) | {
                 "results": [file.relative_to(output).as_posix() for file in files],
-                "stamp": stamp(path),
+                "stamp": known,
                 "run": run_id,
             }
             # Last: it says that the picture is finished.
@@ -114,21 +123,6 @@ def predict_all(
         "failed": failed,
         "kept_from_earlier_call": kept,
     }
-
-
-def between_0_and_1(option: str, what: str, ends: bool) -> Callable[[str], float]:
-    """Reads a number of the command line; ``ends``: whether it may be 0 or 1."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
-        if not (0 <= value <= 1 if ends else 0 < value < 1):
-            raise FewShotError(f"{option} {text}: a {what} lies between 0 and 1")
-        return value
-
-    return read
 
 
 def model_files(
@@ -199,8 +193,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="PATH",
-        help="a folder with a folder a class, or with pictures and the .json of labelme or COCO; "
-        "or such a .json",
+        help="a folder with one folder per class, or with pictures and the .json of labelme or "
+        "COCO; or such a .json",
     )
     parser.add_argument(
         "--query",
@@ -214,33 +208,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--output", type=expanded, required=True, metavar="DIR", help="folder for the results"
     )
     parser.add_argument(
-        "--head",
-        choices=("final", "meta"),
-        help="meta: without the base learner, which suppresses the classes it was trained on; "
-        "default: meta for the model that ships, final for others",
-    )
-    parser.add_argument(
         "--threshold",
         type=between_0_and_1("--threshold", "threshold", ends=False),
         metavar="T",
         help="probability above which a pixel counts, between 0 and 1; default: the model decides",
     )
-    parser.add_argument(
-        "--presence",
-        type=between_0_and_1("--presence", "presence", ends=True),
-        metavar="P",
-        help="how likely a picture must show a class for it to be painted, 0 to 1; default: fitted "
-        "with the model, 0 paints always",
-    )
-    parser.add_argument(
-        "--refine",
-        action=argparse.BooleanOptionalAction,
-        help="move edges to those of the picture (GrabCut); default: for the model that ships",
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU when there is one")
-    parser.add_argument(
-        "--opts", nargs="*", action="extend", default=[], metavar="KEY VALUE", help="settings"
-    )
+    add_model_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -36,7 +36,7 @@ from util.runtime.workers import dead_workers
 from util.weights.checkpoint import read_checkpoint
 from util.weights.identity import origin_of
 from util.weights.load import load_model, model_of
-from util.weights.training import training_of, weights_in
+from util.weights.training import training_of, weights_of
 
 
 def arguments() -> argparse.Namespace:
@@ -81,6 +81,8 @@ def main() -> None:
     cfg, weight = model_of(args.config, args.weight, [*args.opts, *overrides])
     if args.figures < 0:
         raise FewShotError(f"--figures must be 0 or more, not {args.figures}")
+    if args.figures and args.swap_supports:
+        raise FewShotError("--figures draws episodes as they are: leave out --swap-supports")
     name = "result_swapped.json" if args.swap_supports else "result.json"
     output = args.output or cfg.exp_dir() / name
     refuse_input(output, args.config, weight)
@@ -100,12 +102,13 @@ def evaluate(
 
     # The model, its weights, and a place for the result: what can be wrong shows now.
     say, stands = None, {}
+    content = read_checkpoint(weight)  # once: a training may put other weights there meanwhile
     if distributed.is_main():
         say = print
-        # A training may put other weights there meanwhile: what is known is of those from before.
-        stands = {"weights": weights_in(weight), "training": training_of(weight.with_name(LAST))}
-    model = load_model(cfg, weight, say).to(device)
-    origin = origin_of(read_checkpoint(weight), str(weight))
+        stands = {"weights": weights_of(content), "training": training_of(weight.with_name(LAST))}
+    model = load_model(cfg, weight, say, content=content).to(device)
+    origin = origin_of(content, str(weight))
+    del content
     if cfg.compile != "off":
         compile_learned(model, cfg.compile)
     distributed.on_main(lambda: check_writable(output))

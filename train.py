@@ -20,7 +20,7 @@ from util.config import Config
 from util.data.dataset import EpisodeDataset
 from util.data.episodes import EpisodeSampler
 from util.data.index import build_index
-from util.evaluate import Evaluator
+from util.evaluate import METRICS, Evaluator
 from util.evaluate.result import learnable_parameters
 from util.predict.figures import episode_panel
 from util.runtime import distributed
@@ -32,7 +32,6 @@ from util.weights.pretrained import load_pretrained
 
 PICTURES = 4  # validation episodes shown in TensorBoard
 HALF_EPOCH_LIMIT = 100  # SubEpoch_val is for runs of at most so many epochs, as published
-VALIDATED = ("miou", "fb_iou", "miou_meta", "fb_iou_meta", "miou_base")
 
 
 class EpisodicStage(Stage):
@@ -78,7 +77,7 @@ class EpisodicStage(Stage):
     def validate(self, epoch: int, log: RunLog) -> Score:
         seed = self.cfg.manual_seed + (0 if self.cfg.fix_random_seed_val else epoch)
         result = self.evaluator.run(self.model, [seed], self.cfg.episodes, say=log.say)
-        scores = {name: result.mean.get(name) for name in VALIDATED}
+        scores = {name: result.mean.get(name) for name in METRICS}
         known = {name: value for name, value in scores.items() if value is not None}
         told = ", ".join(f"{name} {value:.4f}" for name, value in known.items())
         return Score(known.get("miou", math.nan), scores, told)
@@ -94,8 +93,12 @@ class EpisodicStage(Stage):
         for number in range(min(PICTURES, len(sampler))):
             episode = sampler.episode(0, number)
             name = index.names[episode.class_id]
-            panel = episode_panel(self.model, cfg, index, episode, name)
-            log.picture(f"validation/{number + 1} {name}", panel, iteration)
+            try:
+                panel = episode_panel(self.model, cfg, index, episode, name)
+            except FewShotError as error:  # an object that vanishes at val_size, ...
+                log.say(f"no picture of validation episode {number + 1}: {error}")
+            else:
+                log.picture(f"validation/{number + 1} {name}", panel, iteration)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ TITLES = {
     "growth": "Growth with resolution and shots",
     "loader": "Input pipeline",
     "hsnet": "HSNet ResNet-50, one training step at 400², batch 1",
-    "onnx": "A prediction without PyTorch: the model that ships, a picture of 640 × 480",
+    "onnx": "A prediction without PyTorch: a model as the one that ships, a picture of 640 × 480",
 }
 
 

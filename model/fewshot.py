@@ -74,15 +74,6 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
-def nbytes(value: Any) -> int:
-    """Bytes held by all tensors of a nested tuple."""
-    if value is None:
-        return 0
-    if isinstance(value, Tensor):
-        return value.element_size() * value.nelement()
-    return sum(nbytes(item) for item in value)
-
-
 def join(encodings: list[Any]) -> Any:
     """Concatenate encodings along the batch dimension, padding ragged axes with zeros."""
     first = encodings[0]

@@ -58,7 +58,7 @@ def draw_pairs(
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     shows = {c: set(index.per_class[c]) for c in classes if len(index.per_class[c]) > 1}
-    others = {c: [p for p in among if c not in index.present.get(p, ())] for c in shows}
+    others = {c: [p for p in among if c not in index.shown.get(p, ())] for c in shows}
     if not shows or not all(others.values()):
         raise FewShotError(f"{index.source}: no class has two pictures, or one is on all of them")
     pairs = []

@@ -16,7 +16,8 @@ from tests.equality import differences, same_tallies
 from tests.evaluate.test_evaluate import make_data
 from tests.models import build
 from util.evaluate import Evaluator
-from util.runtime.errors import run
+from util.predict import figures
+from util.runtime.errors import FewShotError, run
 from util.weights.training import weights_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +137,21 @@ def test_figures(call, tmp_path) -> None:
     assert "figures/best_1" in shown
 
 
+def test_an_episode_that_cannot_be_drawn_leaves_the_others(call, tmp_path, monkeypatch) -> None:
+    draw, asked = figures.episode_panel, []
+
+    def vanishes_once(*arguments, **options):
+        asked.append(arguments)
+        if len(asked) == 1:
+            raise FewShotError("the object vanishes at the network's input size")
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(figures, "episode_panel", vanishes_once)
+    status, shown, told = call("--episodes", 6, "--figures", 1, "--output", tmp_path / "r.json")
+    assert status == 0 and "no picture of best 1: the object vanishes" in shown + told
+    assert len(list((tmp_path / "figures").glob("[mw]*_1_*.png"))) == 2
+
+
 @pytest.mark.parametrize(
     "arguments,sentence",
     [
@@ -145,6 +161,7 @@ def test_figures(call, tmp_path) -> None:
         (["--episodes", "0"], "episodes"),
         (["--episodes", "-3"], "episodes"),
         (["--figures", "-1"], "--figures"),
+        (["--figures", "1", "--swap-supports"], "--swap-supports"),
         (["--opts", "shoot", "1"], "shot"),
         (["--opts", "shot", "14", "ensemble", "False"], "support"),
         (["--opts", "arch", "PSPNet"], "PSPNet"),

@@ -141,10 +141,22 @@ def test_a_picture_that_changed_or_a_damaged_file_means_anew(tmp_path, capsys) -
     evaluator = evaluator_of(config)
     whole = found(evaluator.run(ColourModel(), (5, 6), 12, **OPTIONS))
     used = evaluator.index.pairs[evaluator.index.entries[0]].image
+
+    def leave_out(*way: str) -> None:
+        whole_file = torch.load(f"{output}.partial")
+        inner = whole_file
+        for name in way[:-1]:
+            inner = inner[name]
+        del inner[way[-1]]
+        torch.save(whole_file, f"{output}.partial")
+
     for damage, said in (
         (lambda: os.utime(used, (1, 1)), "pictures"),
         (lambda: Path(f"{output}.partial").write_bytes(b"PK nonsense"), "damaged"),
         (lambda: torch.save({"marks": 3}, f"{output}.partial"), "damaged"),
+        (lambda: leave_out("done"), "damaged"),
+        (lambda: leave_out("seconds"), "damaged"),
+        (lambda: leave_out("tally", "finite"), "damaged"),
     ):
         with pytest.raises(Interrupted):
             keeping(evaluator, output, 3)

@@ -30,6 +30,7 @@ from util.predict.base import Prediction
 from util.predict.examples import package_examples
 from util.predict.predictor import FewShotPredictor
 from util.predict.sketch import Sketch
+from util.predict.supports import Support
 from util.predict.threshold import class_scores, labels_at
 from util.runtime.errors import FewShotError
 
@@ -697,3 +698,25 @@ def test_page_in_chromium(served, browser, tmp_path):
     server.send_signal(signal.SIGTERM)
     server.wait(60)
     assert list(temporary.iterdir()) == []
+
+
+def test_supports_from_files_are_added_together_or_not_at_all(predictor, tmp_path):
+    """The second one's object vanishes at the network's input size."""
+    session = page.Session(predictor.without_supports())
+    large, mask = np.zeros((4000, 4000, 3), np.uint8), np.zeros((4000, 4000), np.uint8)
+    mask[1, 1] = 1
+    good = write(tmp_path / "a.png", disc((60, 80), 0)[0]), [[10, 10], [50, 10], [50, 40]]
+    bad = write(tmp_path / "b.png", large), [[1, 1], [3, 1], [3, 3]]
+    found = []
+    for picture, corners in (good, bad):
+        shape = {"label": "mug", "points": corners}
+        height, width = large.shape[:2] if picture is bad[0] else (60, 80)
+        size = {"imageHeight": height, "imageWidth": width}
+        words = {"shapes": [shape], "imagePath": picture.name, **size}
+        picture.with_suffix(".json").write_text(json.dumps(words))
+        found.append(Support(picture, str(picture.with_suffix(".json")), "mug"))
+    with pytest.raises(FewShotError, match="vanishes"):
+        session.take(found)
+    assert session.predictor.shots == {} and session.gallery == []
+    session.take(found[:1])
+    assert session.predictor.shots == {"mug": 1}

@@ -138,6 +138,34 @@ def test_another_calls_results_are_not_mixed_with(monkeypatch, weight, place):
     assert call(monkeypatch, weight, place, out)["kept_from_earlier_call"] == 2
 
 
+def test_a_picture_that_is_gone_is_left_out(monkeypatch, weight, place, capsys):
+    """... also where a link to it stands, and results of it lie there."""
+    out, link = place / "out", place / "photos" / "link.jpg"
+    target = write(place / "elsewhere.jpg", disc((30, 30), 1)[0])
+    link.symlink_to(target)
+    assert len(call(monkeypatch, weight, place, out)["pictures"]) == 3
+    target.unlink()
+    with pytest.raises(FewShotError, match=r"1 of 3 pictures were left out.*link\.jpg"):
+        call(monkeypatch, weight, place, out)
+    write(target, disc((30, 30), 1)[0])
+    assert call(monkeypatch, weight, place, out)["kept_from_earlier_call"] == 2
+
+
+def test_a_picture_replaced_while_it_is_predicted_is_asked_about_again(monkeypatch, weight, place):
+    out, changed, predict_one = place / "out", place / "photos" / "a.jpg", FewShotPredictor.predict
+
+    def slowly(self, image):
+        result = predict_one(self, image)
+        if not changed.with_name("was").exists():
+            changed.rename(changed.with_name("was"))
+            write(changed, disc((44, 55), 7)[0])
+        return result
+
+    monkeypatch.setattr(FewShotPredictor, "predict", slowly)
+    call(monkeypatch, weight, place, out)
+    assert call(monkeypatch, weight, place, out)["kept_from_earlier_call"] == 1
+
+
 def test_folders_of_the_user_are_not_written_into(monkeypatch, weight, place):
     write(place / "photos" / "labels" / "mine.png", disc((9, 9), 0)[0])
     with pytest.raises(FewShotError, match="photos/labels is not of predict.py"):

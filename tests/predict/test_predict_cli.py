@@ -18,6 +18,7 @@ from tests.own_pictures import ROOT, disc, small_config, untrained, write
 from util.data.transform import read_image
 from util.predict.predictor import FewShotPredictor, Prediction
 from util.predict.refine import refined
+from util.predict.supports import Support
 from util.predict.threshold import class_scores, labels_at
 from util.predict.writing import summarise, write_results
 from util.runtime.errors import FewShotError, Interrupted
@@ -272,6 +273,19 @@ def test_edges_of_the_picture_where_asked_for(monkeypatch, weight, place):
     assert np.array_equal(found[()], found["--no-refine",])
     expected = refined(read_image(place / "photos/a.jpg"), found[()])
     assert np.array_equal(found["--refine",], expected) and (expected != found[()]).any()
+
+
+def test_which_mask_goes_with_which_picture_is_part_of_what_a_result_is_of(place):
+    """Two supports whose boxes change places are other supports, though the files are the same."""
+    one, other = (place / "supports" / "mug" / f"{n}.jpg" for n in (0, 1))
+
+    def name(first: Path, second: Path) -> str:
+        boxes = ("box:1,1,30,30", "box:20,20,60,60", "box:5,5,40,40")
+        pairs = zip((one, first, second), boxes, strict=True)
+        return predict.fingerprint([Support(p, box, "x") for p, box in pairs], [], {})
+
+    assert len({name(one, other), name(other, one), name(other, other)}) == 3
+    assert name(one, other) == name(one, other)
 
 
 def test_support_folders(place):

@@ -56,12 +56,14 @@ def test_questions_have_both_answers():
     index = FoldIndex(
         pairs=[], entries=list(range(8)), per_class={1: [0, 1, 2], 2: [3, 4], 3: [5]},
         present={0: (1,), 1: (1,), 2: (1, 2), 3: (2,), 4: (2,), 5: (3,)}, source="list",
+        # On 6 and 7 a class is too small for an episode: they show it all the same.
+        shown={0: (1,), 1: (1,), 2: (1, 2), 3: (2,), 4: (2,), 5: (3,), 6: (1,), 7: (2,)},
     )  # fmt: skip
     pairs = draw_pairs(index, (1, 2, 3), range(8), 20, seed=0)
     assert [pair.shown for pair in pairs] == [True, False] * 20
     for pair in pairs:
         assert pair.support != pair.query and pair.class_id != 3  # one picture is not enough
-        assert (pair.class_id in index.present.get(pair.query, ())) == pair.shown
+        assert (pair.class_id in index.shown.get(pair.query, ())) == pair.shown
     assert pairs == draw_pairs(index, (1, 2, 3), range(8), 20, seed=0)
     with pytest.raises(FewShotError, match="list: no class has two pictures"):
         draw_pairs(index, (3,), range(8), 1, seed=0)

@@ -46,6 +46,15 @@ def test_what_is_too_thin_or_fills_all_stays():
         assert np.array_equal(refined(image[: labels.shape[0], : labels.shape[1]], labels), labels)
 
 
+def test_what_is_gone_at_the_size_that_is_worked_on_stays():
+    """Of two objects on a large picture the smaller one is lost where GrabCut works."""
+    image, mask = disc((320, 400), 0)
+    image, labels = (cv2.resize(a, (2000, 1600), interpolation=0) for a in (image, mask))
+    labels[101:103, 100:102] = 2
+    found = refined(image, labels)
+    assert np.array_equal(found == 2, labels == 2) and (found == 1).any()
+
+
 @given(st.integers(0, 10**6), st.integers(20, 90), st.integers(20, 90), st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
 def test_no_pixel_changes_from_one_class_to_another(seed, height, width, classes):

@@ -193,6 +193,12 @@ def test_a_file_system_without_locks_is_said(monkeypatch, tmp_path, how):
         how(tmp_path / ".lock")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_lock_on_a_full_disk_is_said():
+    with pytest.raises(CannotWrite, match="cannot write in /dev"):
+        files.lock(Path("/dev/full"), "wait")
+
+
 def test_a_lock_of_another_process_is_seen_and_left_alone(tmp_path):
     code = (
         "import sys; from pathlib import Path; from util.runtime.files import lock\n"

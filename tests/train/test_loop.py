@@ -97,6 +97,17 @@ def events(folder: Path) -> dict[str, list[int]]:
 # ------------------------------------------------------------------------ what a run leaves
 
 
+def test_a_validation_episode_that_cannot_be_drawn_ends_no_training(case, monkeypatch):
+    def vanishes(*_, **__):
+        raise FewShotError("the object vanishes at the network's input size")
+
+    monkeypatch.setattr("train.episode_panel", vanishes)
+    cfg = configure(case, "stage2", name="undrawn", max_iterations=8)
+    train(cfg)
+    log = (cfg.exp_dir() / "train.log").read_text(encoding="utf-8")
+    assert "no picture of validation episode 1: the object vanishes" in log and "done: 8" in log
+
+
 def test_a_run_leaves_checkpoints_log_versions_and_events(case):
     cfg = configure(case, "stage2", name="whole", max_iterations=16, save_freq=1)
     train(cfg)

@@ -100,6 +100,27 @@ def test_it_cannot_be_mistaken_for_a_weight_file(case):
         load_learned(build_model(cfg), whole)
 
 
+@pytest.mark.parametrize("learned", [None, "best.pth", torch.zeros(3)], ids=["", "path", "tensor"])
+def test_a_damaged_export_is_named(case, tmp_path, learned):
+    cfg, _, part = case
+    content = {k: v for k, v in read_checkpoint(part).items() if k != "learned"}
+    if learned is not None:
+        content["learned"] = learned
+    torch.save(content, tmp_path / "damaged.pth")
+    with pytest.raises(FewShotError, match=r"damaged\.pth is a damaged export: learned is missing"):
+        load_model(cfg, tmp_path / "damaged.pth")
+
+
+def test_a_number_that_is_none_is_said_with_its_file(case, tmp_path):
+    cfg, _, part = case
+    content = dict(read_checkpoint(part))
+    name = next(n for n, t in content["learned"].items() if t.is_floating_point() and t.numel())
+    content["learned"] = {**content["learned"], name: content["learned"][name] * float("nan")}
+    torch.save(content, tmp_path / "nan.pth")
+    with pytest.raises(FewShotError, match=r"nan\.pth"):
+        load_model(cfg, tmp_path / "nan.pth")
+
+
 def test_folders_that_are_missing_are_made(case, tmp_path):
     cfg, whole, part = case
     export(whole, tmp_path / "new" / "x.pth")

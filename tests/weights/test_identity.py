@@ -92,6 +92,15 @@ def resume(cfg: Config, path: Path) -> Progress:
     return restore(read_state(path), model, optimizer, SCALER, make_plan(8, cfg), cfg)
 
 
+def test_a_resumed_run_has_the_optimiser_settings_that_it_was_asked_for(folder, tmp_path):
+    """``base_lr`` may change on the way, and so may the others that no role keeps."""
+    path = save(configure(folder), tmp_path / "w.pth")
+    asked = configure(folder, weight_decay=0.25, base_lr=0.5)
+    optimizer = build_optimizer(build_model(asked), asked)
+    restore(read_state(path), build_model(asked), optimizer, SCALER, make_plan(8, asked), asked)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.25}
+
+
 # -------------------------------------------------------------------- options of the network
 
 
@@ -317,6 +326,7 @@ def test_prediction_needs_no_data_set(tmp_path):
     shutil.rmtree(tmp_path / "fruit")
     found, weight = model_of(None, path)
     assert load_model(found, weight, use=Use.PREDICTION).base_learner.conv.out_channels == 3
+    assert export(path, tmp_path / "learned.pth") > 0
     with pytest.raises(FewShotError, match="there is no folder"):
         load_model(found, weight)
 

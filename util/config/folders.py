@@ -1,4 +1,4 @@
-"""A folder a class: which picture belongs to which mask, and what may lie around them.
+"""One folder per class: which picture belongs to which mask, and what may lie around them.
 
 One reading for data sets of class folders and for ``predict.py --supports``. A class folder holds
 pairs of the same stem, ``1.jpg`` and ``1.png`` side by side, or ``images/1.*`` and ``masks/1.*``.
@@ -97,8 +97,8 @@ def class_folders(root: str | Path, names: Sequence[str] | None = None) -> Class
             )
     if not names:
         raise FewShotError(
-            f"{root} holds no class folders: it needs a folder a class, with pictures and masks of "
-            f"the same stem ({_LAYOUT})"
+            f"{root} holds no class folders: it needs one folder per class, with pictures and "
+            f"masks of the same stem ({_LAYOUT})"
         )
     places: dict[str, str] = {}
     for name in found:

@@ -36,7 +36,7 @@ from util.config.schema import (
 from util.runtime.errors import FewShotError
 from util.runtime.files import BEST, expanded
 
-_LISTED = ("pascal", "coco", "demo")  # other data sets without lists have a folder a class
+_LISTED = ("pascal", "coco", "demo")  # other data sets without lists have one folder per class
 _EPISODES = {"pascal": 1000, "coco": 10000, "fss": 2400}
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 

@@ -41,7 +41,7 @@ _MOST_WORKERS = 32
 _FEW = 64  # items that are not worth a further process
 ONLY_IGNORED = (
     "the mask holds no value but 255 (and 0), and 255 means ignored in a list: save the object as "
-    "its class id (1, 2, ...), or use a folder a class, where white is the object"
+    "its class id (1, 2, ...), or use one folder per class, where white is the object"
 )
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class FoldIndex:
     entries        positions that may be queries: in list order, classes of folders in turn
     per_class      class id -> ascending positions that may be supports of that class
     present        entry -> ids of this fold's classes in its mask, whatever their size
+    shown          the same of every position where there are any, entries or not
     names          class id -> name
     source         the list, for messages
     entry_classes  protocol hsnet: the class that each entry is there for
@@ -69,6 +70,7 @@ class FoldIndex:
     entries: list[int]
     per_class: dict[int, list[int]]
     present: dict[int, tuple[int, ...]]
+    shown: dict[int, tuple[int, ...]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     source: str = ""
     entry_classes: list[int] | None = None
@@ -279,12 +281,15 @@ def select(cfg: Config, fold: Fold, mode: str, source: Source, counts: list[Coun
     only_own = mode == "train" and cfg.protocol == "bam"
     per_class: dict[int, list[int]] = {class_id: [] for class_id in sorted(classes)}
     present: dict[int, tuple[int, ...]] = {}
+    all_shown: dict[int, tuple[int, ...]] = {}
     for position, found in enumerate(counts):
         if source.classes is None:
             shown = {c: n for c, n in found.items() if c not in (0, IGNORE)}
         else:  # class ids of folders may be 255 and more
             shown = {source.classes[position]: found[1]} if 1 in found else {}
         own = tuple(c for c in sorted(shown) if c in classes)
+        if own:
+            all_shown[position] = own
         if source.listed is not None:
             large = [c for c in own if position in source.listed.get(c, ())]
         elif only_own and len(own) < len(shown):
@@ -305,6 +310,7 @@ def select(cfg: Config, fold: Fold, mode: str, source: Source, counts: list[Coun
         entries=list(present) if source.classes is None else in_turn(present, source.classes),
         per_class=per_class,
         present=present,
+        shown=all_shown,
         names=fold.names,
         source=source.name,
         binary=source.classes is not None,

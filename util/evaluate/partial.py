@@ -62,9 +62,10 @@ class Partial:
                 if changed:
                     why = f"another evaluation (changed: {', '.join(changed)})"
                 else:
-                    tally.load_state(content["tally"])
-                    self.work, self.seconds = tuple(content["work"]), content["seconds"]
-                    done = content["done"]
+                    work, seconds = tuple(content["work"]), float(content["seconds"])
+                    so_far = int(content["done"])
+                    tally.load_state(content["tally"])  # last: all of it or nothing
+                    self.work, self.seconds, done = work, seconds, so_far
             except (FewShotError, KeyError, AttributeError, TypeError, ValueError):
                 why = "no use: it is damaged"
         if why:

@@ -174,17 +174,23 @@ class Tally:
         return {"heads": list(self.counts.heads), **{k: v.cpu() for k, v in named.items()}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Go on from what :meth:`state` gave, which is read before anything is changed."""
         if not state:
             return
+        state = {k: v if k == "heads" else v.to(self.device) for k, v in state.items()}
+        wanted = {"heads", "scores", "leakage", "finite", "counts"}
+        if self.generalized and "base" in state:
+            wanted.add("general")
+        if missing := wanted - state.keys():
+            raise KeyError(*missing)
         base = state["base"].shape[-1] if "base" in state else 0
         prior = state["prior"].shape[2] if "prior" in state else 0
         self._allocate(state["heads"], base, prior)
         for name in ("scores", "leakage", "finite"):
-            setattr(self, name, state[name].to(self.device))
+            setattr(self, name, state[name])
         for name in METERS:
             if (found := getattr(self, name)) is not None:
-                found.counts = state[name].to(self.device)
+                found.counts = state[name]
 
     def reduce(self) -> None:
         """Add up the counts of all processes (one that had no query picture included)."""

@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from util.config.folders import composed
-from util.data.annotations import annotation_file, object_on
+from util.data.annotations import annotation_file
 from util.data.fit import ValTransform, object_mask
 from util.data.held import object_in, pixels_of, source_of
 from util.data.reading import fit_pair
 from util.data.shapes import box_mask, polygon_mask
-from util.predict.supports import supports_in
+from util.predict.supports import annotated, supports_in
 from util.runtime.errors import FewShotError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Predictor:
             if isinstance(mask, Path) and mask.suffix.lower() == ".json":
                 if not isinstance(image, Path) or label is not None:
                     raise FewShotError(f"{mask} goes with the path of its picture, and no label")
-                mask = object_on(image, annotation_file(mask), class_name)[0]
+                mask = annotated(image, mask, class_name)
             name = f"mask '{mask}'" if isinstance(mask, Path) else f"the mask of {what}"
             pixels, annotation = fit_pair(
                 partial(pixels_of, image), partial(object_in, mask, label, name), what, name

@@ -16,6 +16,7 @@ from util.data.transform import object_mask, read_pair
 from util.draw.files import write_png
 from util.draw.panels import panel
 from util.predict.predictor import FewShotPredictor
+from util.runtime.errors import FewShotError
 from util.runtime.files import file_name
 
 
@@ -83,6 +84,8 @@ def episode_figures(
 ) -> list[Path]:
     """Panels of the ``count`` best, median and worst episodes as ``best_1_<class>.png``, ...
 
+    An episode whose object vanishes at the network's input size has none; the screen says so.
+
     Args:
         scored: (IoU, episode) of one run; the model is asked again for the chosen ones.
     """
@@ -93,7 +96,11 @@ def episode_figures(
     ]
     for kind, rank, episode in tqdm(todo, desc="figures", unit="episode", leave=False):
         name = index.names[episode.class_id]
-        drawn = episode_panel(model, cfg, index, episode, name, f"{kind} {rank}")
+        try:
+            drawn = episode_panel(model, cfg, index, episode, name, f"{kind} {rank}")
+        except FewShotError as error:
+            tqdm.write(f"no picture of {kind} {rank}: {error}")
+            continue
         file = f"{kind}_{rank}_{file_name(name).replace(' ', '_')}.png"
         paths.append(write_png(Path(folder) / file, drawn))
     return paths

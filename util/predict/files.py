@@ -153,13 +153,16 @@ def _read_summary(path: Path) -> dict[str, Any]:
 def _same_picture(summary: Mapping[str, Any], query: Path) -> bool:
     """Whether a summary is about this file: by its path, or, if it was moved, by its stamp."""
     known = summary["file"]
-    moved = summary["stamp"] == stamp(query)
+    moved = summary["stamp"] == stamp(query) != []
     return not known or moved or os.path.realpath(known) == os.path.realpath(query)
 
 
 def stamp(path: Path) -> list[int]:
-    """Size and time of a file: a changed picture is predicted again."""
-    status = path.stat()
+    """Size and time of a file: a changed picture is predicted again. Empty: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
     return [status.st_size, status.st_mtime_ns]
 
 

@@ -109,17 +109,13 @@ def keep_small(folder: Path, in_use: set[Path], limit: int = MAX_KEPT) -> None:
     in use, and what is being worked on (``WORK``), stays.
     """
     files = []
-    for path in folder.rglob("*"):
-        inside = path.relative_to(folder).parts[0]
-        if (
-            inside.startswith(WORK)
-            or inside == CACHE
-            or not in_use.isdisjoint((path, *path.parents))
-        ):
-            continue
-        with contextlib.suppress(OSError):  # another visitor's request may be removing it
-            if path.is_file():
-                files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    for place, inside, names in os.walk(folder):  # folders that another request removes are none
+        if Path(place) == folder:
+            inside[:] = [name for name in inside if name != CACHE and not name.startswith(WORK)]
+        for path in (Path(place, name) for name in names):
+            if in_use.isdisjoint((path, *path.parents)):
+                with contextlib.suppress(OSError):  # another visitor's request may be removing it
+                    files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     kept = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if kept <= limit:
@@ -210,10 +206,16 @@ class Session:
         self.gallery.append((overlay(small, marked, self.colour(class_name)), class_name))
 
     def take(self, supports: Sequence[Support]) -> None:
-        """Add supports that are files; all are read before the first one is added."""
+        """Add supports that are files, all of them or none."""
         read = [(*support.pixels(), named(support.class_name)) for support in supports]
-        for image, mask, class_name in read:
-            self._add(image, mask, class_name)
+        before = len(self.gallery)
+        try:
+            for image, mask, class_name in read:
+                self._add(image, mask, class_name)
+        except FewShotError:
+            while len(self.gallery) > before:
+                self.remove_last()
+            raise
 
     def take_files(self, paths: Sequence[str], folder: Path) -> list[str]:
         """Add what annotation files among uploads say of the pictures among them.

@@ -43,12 +43,14 @@ def _cut(image: np.ndarray, mask: np.ndarray, taken: np.ndarray) -> np.ndarray |
     here = mask.astype(np.uint8)
     # Beyond the picture the object goes on: its frame is no edge.
     inner = cv2.erode(here, disc) == 1
+    if not inner.any():
+        return None
     outer = cv2.dilate(here, disc) == 1
     rows, columns = (np.flatnonzero(outer.any(axis)) for axis in (1, 0))
     window = tuple(
         slice(max(0, found[0] - 2 * reach), found[-1] + 2 * reach + 1) for found in (rows, columns)
     )
-    if not inner.any() or (outer | taken)[window].all():
+    if (outer | taken)[window].all():
         return None
     places = np.full(mask.shape, cv2.GC_BGD, np.uint8)
     places[outer] = cv2.GC_PR_BGD

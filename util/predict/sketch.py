@@ -14,7 +14,6 @@ from util.predict.refine import grab_cut
 
 Point = tuple[int, int]
 """x, y in pixels."""
-TOOLS = ("box", "polygon", "point")
 # GrabCut works on a picture of this size, its texture smoothed away; radii around a point there:
 # surely the object, perhaps the object, the farthest that it reaches.
 _SIDE = 256
@@ -26,8 +25,8 @@ class Sketch:
 
     Attributes:
         image: uint8 RGB [H, W, 3].
-        tool: one of :data:`TOOLS`. A box spans two clicks; a polygon closes on its first corner;
-            points are inside the object, or outside where they are set on what was found.
+        tool: 'box', 'polygon' or 'point'. A box spans two clicks; a polygon closes on its first
+            corner; points are inside the object, or outside where they are set on what was found.
         mask: uint8 {0, 1} [H, W].
     """
 

@@ -42,14 +42,7 @@ class Support:
                 raise FewShotError(f"'{self.mask}' is no box: write box:x0,y0,x1,y1 in pixels")
             return {"box": box}
         if is_annotation(self.mask):
-            mask, crowds = object_on(self.image, read(Path(self.mask)), self.class_name)
-            if crowds:
-                tqdm.write(
-                    f"left out: {crowds} crowd(s) of '{self.class_name}' on {self.image}, where "
-                    f"{self.mask} has single objects too",
-                    file=sys.stderr,
-                )
-            return {"mask": mask}
+            return {"mask": annotated(self.image, Path(self.mask), self.class_name, read)}
         path, label = self._labelled()
         return {"mask": path} if label is None else {"mask": path, "label": label}
 
@@ -71,6 +64,21 @@ class Support:
         if self.mask.startswith("box:"):
             return [self.image]
         return [self.image, self._labelled()[0]]
+
+
+def annotated(
+    image: Path, file: Path, class_name: str, read: Reader = annotation_file
+) -> np.ndarray:
+    """The object of an annotation file on a picture, uint8 {0, 1} [H, W]; the screen is told of
+    crowds that are left out."""
+    mask, crowds = object_on(image, read(file), class_name)
+    if crowds:
+        tqdm.write(
+            f"left out: {crowds} crowd(s) of '{class_name}' on {image}, where {file} has single "
+            "objects too",
+            file=sys.stderr,
+        )
+    return mask
 
 
 def supports_named(words: Sequence[str], read: Reader = annotation_file) -> list[Support]:
@@ -96,8 +104,8 @@ def supports_in(path: Path, read: Reader = annotation_file) -> tuple[list[Suppor
     """Every support that a folder or an annotation file holds, and sentences on what was left out.
 
     An annotation file gives a support for each class on each of its pictures that are there. A
-    folder with annotation files anywhere below it gives those of all of them; another one is a
-    folder a class (:func:`util.config.folders.class_folders`).
+    folder with annotation files anywhere below it gives those of all of them; another one holds
+    one folder per class (:func:`util.config.folders.class_folders`).
 
     Raises:
         FewShotError: no such folder or file, nothing annotated, or what cannot be read.

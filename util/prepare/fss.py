@@ -1,4 +1,4 @@
-"""FSS-1000: a folder a class with ``N.jpg`` and its binary mask ``N.png``.
+"""FSS-1000: one folder per class with ``N.jpg`` and its binary mask ``N.png``.
 
 The class folders are the data set: no list is needed, and the classes of each part come from the
 configuration (``DATA.split_lists``, or a seeded split that is named as such in the results).

@@ -166,9 +166,12 @@ def lock(path: Path, advice: str) -> TextIO:
         raise FewShotError(
             f"{path.parent} is in use by a run that is still going ({owner}); {advice}"
         )
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+    except OSError as error:  # a full disk
+        raise CannotWrite(f"cannot write in {path.parent}: {error.strerror}") from error
     return file
 
 

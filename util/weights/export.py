@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from model import build_model
 from model.fewshot import FewShotModel
@@ -21,6 +22,7 @@ from util.runtime.errors import FewShotError
 from util.runtime.files import refuse_input, write_atomically
 from util.weights.checkpoint import PRESENCE, load_weights, read_checkpoint, serialise
 from util.weights.fingerprint import fingerprint
+from util.weights.identity import origin_of
 
 FORMAT = "fewshot-learned-1"
 # Of the checkpoint: what its weights are, and what was fitted to them.
@@ -46,7 +48,11 @@ def export(
             "can be exported"
         )
     try:
-        model = build_model(config_from_dict(content["config"], str(checkpoint)))
+        cfg = config_from_dict(content["config"], str(checkpoint))
+        origin = origin_of(content, str(checkpoint))
+        if origin is not None and origin.fold is not None:
+            cfg = cfg.about(origin.fold)  # one's own classes: no data set is needed
+        model = build_model(cfg)
     except ValueError as error:
         raise FewShotError(f"{checkpoint}: {error}") from error
     if not isinstance(model, FewShotModel):
@@ -86,13 +92,21 @@ def load_learned(model: FewShotModel, source: str | Path) -> None:
     content = read_checkpoint(source)
     if content.get("format") != FORMAT:
         raise FewShotError(f"{source} is no export: load it as an ordinary weight file")
-    expected, learned = content.get("base_fingerprint"), content.get("learned")
-    if not isinstance(expected, str) or not isinstance(learned, Mapping):
-        raise FewShotError(f"{source} is a damaged export: base_fingerprint or learned is missing")
+    expected, learned = content.get("base_fingerprint"), learned_in(content, source)
+    if not isinstance(expected, str):
+        raise FewShotError(f"{source} is a damaged export: base_fingerprint is missing")
     if expected != _of_the_rest(model, learned):
         raise FewShotError(
             f"{source} was learned over another encoder or base learner than this model holds "
             f"(fingerprint {expected[:12]}); set base_weight (without a base learner: "
             "pretrained) to the one that it belongs to"
         )
-    load_weights(model, learned)
+    load_weights(model, learned, label=f"weight file {source}")
+
+
+def learned_in(content: Mapping[str, Any], source: str | Path) -> Mapping[str, Any]:
+    """The tensors of an export; FewShotError where it has none."""
+    learned = content.get("learned")
+    if not isinstance(learned, Mapping):
+        raise FewShotError(f"{source} is a damaged export: learned is missing")
+    return learned

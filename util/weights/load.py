@@ -15,7 +15,7 @@ from util.runtime.errors import FewShotError, told_of
 from util.runtime.files import BEST
 from util.weights.checkpoint import PRESENCE, load_weights, read_checkpoint, trained_shot
 from util.weights.export import FORMAT as EXPORT
-from util.weights.export import load_learned
+from util.weights.export import learned_in, load_learned
 from util.weights.identity import Use, check, origin_of
 from util.weights.pretrained import load_pretrained
 
@@ -132,7 +132,7 @@ def load_model(
     label = f"weight file {weight}"
     exported = content.get("format") == EXPORT
     origin = origin_of(content, label)
-    ensemble = trained_shot(content["learned"] if exported else content, label)
+    ensemble = trained_shot(learned_in(content, weight) if exported else content, label)
     shot = ensemble or (cfg if origin is None else origin.cfg).shot
     options = cfg.replace(shot=shot)
     if use is Use.PREDICTION and origin is not None and origin.fold is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ def weights_in(path: Path) -> str | None:
     return _weights_in(path, _stamp(path))
 
 
+def weights_of(content: Mapping[str, Any]) -> str | None:
+    """The fingerprint of the weights in the content of a checkpoint, as :func:`weights_in`."""
+    try:
+        return fingerprint(content["model"])
+    except (LookupError, AttributeError, TypeError):
+        return None
+
+
 def started_from(cfg: Config) -> str | None:
     """The fingerprint of the base learner that a training begins with, where it has one."""
     return weights_in(Path(cfg.base_weight)) if cfg.base_weight else None
@@ -92,6 +101,6 @@ def _training_in(last: Path, stamp: Stamp) -> dict[str, Any] | None:
 @lru_cache(maxsize=4096)
 def _weights_in(path: Path, stamp: Stamp) -> str | None:
     try:
-        return fingerprint(read_checkpoint(path)["model"])
-    except (FewShotError, LookupError, AttributeError, TypeError):
+        return weights_of(read_checkpoint(path))
+    except FewShotError:
         return None
