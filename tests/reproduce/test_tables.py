@@ -168,6 +168,20 @@ def test_a_wrong_table_is_one_sentence(tmp_path, key):
     assert text.startswith(f"{path}: {key.strip()} ") and words in text and "\n" not in text
 
 
+def test_a_table_of_ones_own_may_have_a_backbone_of_timm(tmp_path):
+    rows = {
+        arch: {"config": f"config/photos/photos_split{{fold}}_tf_efficientnet_lite0{suffix}.yaml"}
+        for arch, suffix in (("HDMNet", ""), ("HSNet", "_hsnet"))
+    }
+    path = tmp_path / "t.yaml"
+    content = {"paper": "P", "place": "Table", "title": "T", "columns": ["mean"], "rows": rows}
+    path.write_text(yaml.safe_dump(content))
+    cells = cells_of(load_table(path))
+    assert {(c.train.cfg.arch, c.train.cfg.backbone, c.fold) for c in cells} == {
+        (arch, "timm/tf_efficientnet_lite0", fold) for arch in rows for fold in range(4)
+    }
+
+
 def test_a_missing_key_and_an_unknown_table(tmp_path):
     (tmp_path / "t.yaml").write_text("paper: P\nplace: x\nrows: {a: {}}\n")
     with pytest.raises(FewShotError, match="title is missing"):

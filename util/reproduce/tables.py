@@ -39,7 +39,7 @@ KEYS_OF = {
     "row": ("config", "options", "evaluate", "evaluate_on", "published"),
 }  # fmt: skip
 PATTERN = re.compile(
-    r"(?P<folder>.+)/(?P<data>[^/]+)_split\{fold\}_(?P<backbone>[a-z0-9]+)(?P<suffix>(_[a-z]+)?)\.yaml"
+    r"(?P<folder>.+)/(?P<data>[^/]+)_split\{fold\}_(?P<backbone>[a-z0-9_]+?)(?P<suffix>(_hsnet)?)\.yaml"
 )
 
 
