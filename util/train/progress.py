@@ -133,10 +133,12 @@ def restore(
         )
     try:
         load_weights(model, state["model"], complete=True, label=file)
-        asked = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        # weight_decay, momentum, ... are this run's; lr stands where the schedule has brought it.
+        stays = ("params", "lr")
+        asked = [{k: v for k, v in g.items() if k not in stays} for g in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(optimizer.param_groups, asked, strict=True):
-            group.update(own)  # weight_decay, momentum, ... are this run's, as base_lr is
+            group.update(own)
         if scaler.is_enabled() and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
