@@ -143,7 +143,7 @@ def test_a_picture_that_changed_or_a_damaged_file_means_anew(tmp_path, capsys) -
     used = evaluator.index.pairs[evaluator.index.entries[0]].image
 
     def leave_out(*way: str) -> None:
-        whole_file = torch.load(f"{output}.partial")
+        whole_file = torch.load(f"{output}.partial", weights_only=True)
         inner = whole_file
         for name in way[:-1]:
             inner = inner[name]

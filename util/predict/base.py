@@ -24,7 +24,7 @@ from util.data.fit import ValTransform, object_mask
 from util.data.held import object_in, pixels_of, source_of
 from util.data.reading import fit_pair
 from util.data.shapes import box_mask, polygon_mask
-from util.predict.supports import annotated, supports_in
+from util.predict.supports import annotated, is_annotation, supports_in
 from util.runtime.errors import FewShotError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Predictor:
         what = f"support {named}" if named else f"a support of class '{class_name}'"
         if mask is not None:
             mask = source_of(mask, f"the mask of {what}")
-            if isinstance(mask, Path) and mask.suffix.lower() == ".json":
+            if isinstance(mask, Path) and is_annotation(mask):
                 if not isinstance(image, Path) or label is not None:
                     raise FewShotError(f"{mask} goes with the path of its picture, and no label")
                 mask = annotated(image, mask, class_name)
