@@ -56,6 +56,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> tuple
     return torch.matmul(weights, value), mean.mean(dim=1)
 
 
+# Of the keys and values only those that are ``valid`` may count: how many others there are differs
+# between the forms. A matcher that model/fast/matching.py does not know is computed as written.
 Matcher = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 MATCHERS: dict[str, Matcher] = {"correlation": correlation, "attention": attention}
 

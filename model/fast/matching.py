@@ -84,8 +84,8 @@ class TiledMatching(Derives, MatchingBlock):
     def correlate(
         self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As the paper's."""
-        return FASTER[self.matcher](query, key, value, valid)
+        """As the paper's; a matcher without a faster form is computed as it is written."""
+        return FASTER.get(self.matcher, self.matcher)(query, key, value, valid)
 
     def merged(self, joined: Tensor) -> Tensor:
         """As the paper's; gradients flow through the folding."""

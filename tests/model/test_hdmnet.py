@@ -141,6 +141,18 @@ def test_matching_in_tiles(matching, count, monkeypatch):
         assert_same(a.detach(), b.detach(), 1e-10)
 
 
+def test_a_matcher_of_ones_own_needs_no_faster_form(monkeypatch):
+    def uniform(query, key, value, valid):
+        weight = valid[:, None, :, None].to(value.dtype)
+        weight = weight / weight.sum(dim=2, keepdim=True).clamp(min=1)
+        key, value = ((each * weight).sum(dim=2, keepdim=True) for each in (key, value))
+        return query + value, (query * key).sum(dim=3).mean(dim=1)
+
+    monkeypatch.setitem(MATCHERS, "uniform", uniform)
+    fast, textbook = twins(0, matching="uniform")
+    assert_twins_agree(fast, textbook, episode((65, 65), 2, 2, 3, 0.2, torch.float64))
+
+
 def test_inverse_softmax_by_hand():
     """One head, one dimension: every column of cosines is normalised over the query positions."""
     query = torch.tensor([[[[1.0], [-2.0]]]])
