@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from util.config import Config, add_config_arguments, config_from_dict, load_config
-from util.config.schema import IGNORED, KEYS, SECTIONS, markdown
+from util.config.__main__ import markdown
+from util.config.schema import IGNORED, KEYS, SECTIONS
 from util.runtime.errors import FewShotError
 
 ROOT = Path(__file__).resolve().parents[2]

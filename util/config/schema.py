@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from util.config.keys import Key, key, label, path, pick, plain
+from util.config.keys import Key, key, label, path, pick
 
 # fmt: off
 
@@ -222,21 +222,3 @@ IGNORED: dict[str, tuple[tuple[Any, ...] | None, str]] = {
     "ppm_scales": ((), "remove it with PFENet's other keys; this project has HDMNet and HSNet"),
     "fp16": ((False, None), "remove it and write amp: fp16 instead"),
 }
-
-
-def markdown() -> str:
-    """The table of all keys, for docs/config.md."""
-    lines = []
-    for section, keys in SECTIONS.items():
-        lines += [f"### {section}", "", "| key | default | takes | |", "|---|---|---|---|"]
-        for one in keys:
-            null = one.default is None
-            default = "null" if null else plain(one.default) or repr(one.default)
-            takes = one.expects() + (" or null" if null else "")
-            lines.append(f"| `{one.name}` | {default} | {takes} | {one.doc} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(markdown())
