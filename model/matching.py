@@ -57,7 +57,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor) -> tuple
 
 
 # Of the keys and values only those that are ``valid`` may count: how many others there are differs
-# between the forms. A matcher that model/fast/matching.py does not know is computed as written.
+# between the forms of computing. A matcher that has but this one is computed as it is written.
 Matcher = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 MATCHERS: dict[str, Matcher] = {"correlation": correlation, "attention": attention}
 
