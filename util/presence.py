@@ -34,9 +34,12 @@ from util.weights.load import load_model, model_of, presence_of
 
 PICTURES = 400
 CALLED_EMPTY = 0.03  # of the pictures that show the class, in fitting; of a new class more are
+PARTS = 5  # of the classes: each is looked at in a space that the others made
 SHRINK = 1.0  # of the within-class covariance towards the sphere, in units of its mean variance
 RIDGE = 1e-2
 NEWTON = 30  # steps: far more than it needs
+
+Look = Sequence[Description]  # what was found, and the K supports together
 
 
 class Pair(NamedTuple):
@@ -112,8 +115,9 @@ def ask(
 def fit(predictor: FewShotPredictor, count: int) -> Presence:
     """A new :class:`Presence`, from ``count`` pictures with a base class and as many without it.
 
-    The class that is asked about counts as one that the base learner has not learned: so will be
-    those that presence is asked about.
+    The class that is asked about counts as a new one, as those will be that presence is asked
+    about: the base learner has not learned it, and its evidence is taken in spaces that were fitted
+    on other classes (:func:`_evidence_of_new`). Raises FewShotError where there is one class only.
     """
     cfg = predictor.cfg
     index = build_index(cfg, "train")
@@ -130,17 +134,32 @@ def fit(predictor: FewShotPredictor, count: int) -> Presence:
     classes = torch.tensor([pair.class_id for pair in asked])
     shown = torch.tensor([pair.shown for pair in asked])
 
-    presence = Presence(predictor.model.encoder.channels[2], len(classes.unique()))
-    _whiten(presence, torch.cat([known.features for _, known in looks]), classes)
-    evidence = torch.stack([presence.evidence(*look) for look in looks])
+    if len(classes.unique()) < 2:
+        raise FewShotError(f"{index.source}: presence is fitted on two classes or more")
+    presence = _space(looks, classes)
+    evidence = _evidence_of_new(looks, classes)
     _regress(presence, evidence, shown)
     presence.threshold.copy_(presence.probability(evidence[shown]).quantile(CALLED_EMPTY))
     return presence
 
 
-def _whiten(presence: Presence, features: Tensor, classes: Tensor) -> None:
-    """The space, and the classes in it, from features [N, 2, C] of objects of classes [N]."""
-    features = features.double()
+def _evidence_of_new(looks: Sequence[Look], classes: Tensor) -> Tensor:
+    """Evidence [N, 6] of looks at classes [N], each in a space fitted without its class: the
+    classes take turns in :data:`PARTS` parts."""
+    evidence = torch.empty(len(looks), len(EVIDENCE))
+    turn = torch.unique(classes, return_inverse=True)[1] % PARTS
+    for part in turn.unique():
+        others = torch.where(turn != part)[0]
+        space = _space([looks[at] for at in others], classes[others])
+        for at in torch.where(turn == part)[0]:
+            evidence[at] = space.evidence(*looks[at])
+    return evidence
+
+
+def _space(looks: Sequence[Look], classes: Tensor) -> Presence:
+    """What compares features, and the classes in it, from the supports of looks at classes [N]."""
+    features = torch.cat([known.features for _, known in looks]).double()  # [N, 2, C]
+    presence = Presence(features.shape[-1], len(classes.unique()))
     presence.centre.copy_(features.mean(0))
     each = [features[classes == class_id] for class_id in classes.unique()]
     within = torch.cat([own - own.mean(0) for own in each])
@@ -151,6 +170,7 @@ def _whiten(presence: Presence, features: Tensor, classes: Tensor) -> None:
         presence.whitening[kind].copy_(vectors / values.sqrt())
     places = [presence.place(own.to(presence.centre)).mean(0) for own in each]
     presence.classes.copy_(F.normalize(torch.stack(places), dim=-1))
+    return presence
 
 
 def _regress(presence: Presence, evidence: Tensor, shown: Tensor) -> None:

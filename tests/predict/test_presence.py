@@ -29,7 +29,7 @@ from util.predict import FewShotPredictor
 from util.predict.examples import package_examples
 from util.predict.predictor import strongest
 from util.predict.threshold import labels_at
-from util.presence import _regress, _whiten, auroc, draw_pairs
+from util.presence import _evidence_of_new, _regress, _space, auroc, draw_pairs
 from util.presence import main as presence_main
 from util.runtime.errors import FewShotError
 from util.weights.checkpoint import PRESENCE, read_checkpoint, serialise
@@ -69,6 +69,25 @@ def test_questions_have_both_answers():
         draw_pairs(index, (3,), range(8), 1, seed=0)
 
 
+def looks_at(found, known):
+    pairs = zip(found, known, strict=True)
+    described = ([Description(each, torch.ones(2, 1)) for each in pair] for pair in pairs)
+    return [(own, together([support])) for own, support in described]
+
+
+def test_a_class_is_looked_at_in_a_space_made_without_it():
+    """As it will be used: what a class is like must not have been told beforehand."""
+    features = torch.randn(42, 2, 5, generator=torch.Generator().manual_seed(0))
+    classes = torch.arange(42) % 7 + 3
+    looks = looks_at(features.roll(1, 0), features)
+    evidence = _evidence_of_new(looks, classes)
+    for own in (3, 8), (4, 9), (5,), (6,), (7,):  # in five parts
+        others = [at for at in range(42) if classes[at] not in own]
+        space = _space([looks[at] for at in others], classes[others])
+        for at in set(range(42)) - set(others):
+            assert torch.equal(evidence[at], space.evidence(*looks[at]))
+
+
 def test_fitting_finds_what_tells_classes_apart():
     """Objects differ a little along every axis, classes along one that varies as little."""
     rng = torch.Generator().manual_seed(0)
@@ -76,8 +95,8 @@ def test_fitting_finds_what_tells_classes_apart():
     descriptions = torch.randn(200, 2, 6, generator=rng, dtype=torch.float64)
     descriptions[..., 0] *= 10  # within a class
     descriptions[..., 1] += 4 * classes[:, None]
-    presence = Presence(6, classes=4)
-    _whiten(presence, descriptions, classes)
+    presence = _space(looks_at(descriptions.float(), descriptions.float()), classes)
+    assert presence.classes.shape == (4, 2, 6)
     within = presence.whitening[0] @ presence.whitening[0].T  # the inverse covariance
     assert within[0, 0] < within[1, 1] / 2
     evidence = torch.randn(200, len(EVIDENCE), generator=rng)
