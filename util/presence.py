@@ -33,7 +33,7 @@ from util.weights.identity import Use
 from util.weights.load import load_model, model_of, presence_of
 
 PICTURES = 400
-CALLED_EMPTY = 0.03  # of the pictures that show the class, in fitting; of a new class more are
+CALLED_EMPTY = 0.07  # of the pictures that show a class that is new, as fitting can tell
 PARTS = 5  # of the classes: each is looked at in a space that the others made
 SHRINK = 1.0  # of the within-class covariance towards the sphere, in units of its mean variance
 RIDGE = 1e-2
