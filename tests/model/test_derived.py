@@ -159,9 +159,9 @@ def test_a_model_built_in_inference_mode():
 
 
 def test_threads_share_it():
-    model = twins()[0]
+    model, textbook = twins()
     with torch.no_grad():
-        expected = run(build(compute="fast").double(), DATA).final
+        expected = run(textbook, DATA).final
 
     def ask(_) -> torch.Tensor:
         with torch.inference_mode():
