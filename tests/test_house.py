@@ -1,4 +1,4 @@
-"""The rules that hold the house up: floors and no circles; the paper: tests/model/test_house.py."""
+"""The rules that hold the house up: floors and no circles; the paper: tests/model/test_without_fast.py."""
 
 from __future__ import annotations
 
