@@ -1,4 +1,4 @@
-"""The rules that hold the house up: floors and no circles; the paper: tests/model/test_without_fast.py."""
+"""The rules that hold the house up: floors, and nothing imports in a circle."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from util.train.log import RunLog
 NAMES = (
     "$5 & $10 notes", "Ba$$in", "50% _$x_$y", "two\nlines\r\n", "n/a", "../up", "梨", "🍐 pear", "",
     "_", "a\\$b", "tab\tbell\a\x1b[31m", "\ud800 half", "\udcff not UTF-8", "x" * 5000, "梨" * 500,
-    "r\u0301e\u0301", "\u202eright to left", "|pipe|", "\0",
+    "r\u0301e\u0301", "\u202eright to left", "|pipe|", "\0", "a\u0350 b\U000e0100",
 )  # fmt: skip
 TEXT = st.text(max_size=40) | st.sampled_from(NAMES)
 
@@ -73,6 +73,7 @@ def test_panels_take_every_name(name, title):
 
 def test_names_that_the_font_cannot_write_stay_apart():
     assert plain("梨") == "\\u68a8" != plain("桃")
+    assert plain("a\u0350") == "a\\u0350" and plain("\U000e0100") == "\\U000e0100"
     assert plain("Çılbır Ωμέγα груша ±") == "Çılbır Ωμέγα груша ±"
     assert len(plain("x" * 100, 24)) == 24
 

@@ -38,8 +38,9 @@ def iou(prediction: Array, mask: Array) -> float:
 
 
 @lru_cache(maxsize=8)
-def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The letters that every picture is written with.
+def font(points: int, alone: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The letters that every picture is written with; ``alone``: each drawn for itself, not as its
+    neighbours and its script want it.
 
     DejaVu Sans comes with matplotlib and also writes accented, Greek and Cyrillic class names;
     where that is not installed (requirements-onnx.txt), Pillow's own have to do.
@@ -49,13 +50,16 @@ def font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     except ModuleNotFoundError:
         return ImageFont.load_default(points)
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), points)
+    engine = ImageFont.Layout.BASIC if alone else None
+    return ImageFont.truetype(str(path), points, layout_engine=engine)
 
 
 @lru_cache(maxsize=4096)
 def _shape(letter: str) -> bytes:
-    """What the font draws: the same for every letter that it has not."""
-    return bytes(font(16).getmask(letter))
+    """What the font draws: the same for every letter that it has not. (By a script's rules, an
+    accent that it has not would stand on a circle that it has.)
+    """
+    return bytes(font(16, alone=True).getmask(letter))
 
 
 def _drawable(letter: str) -> bool:
