@@ -38,18 +38,30 @@ def keep_freed_memory() -> bool:
     For this process and those forked from it. What the user set by an environment variable stays;
     without glibc nothing happens. False where a threshold is neither set now nor by the user.
     """
-    mallopt = _mallopt()
+    mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return False
     return all([_by_user(each) or _set(mallopt, each) for each in (TRIM, MMAP)])
 
 
-def _mallopt() -> Callable[[int, int], int] | None:
-    """glibc's own, which returns 1 for a value that it takes; None where there is no glibc."""
+def return_freed_memory() -> None:
+    """Hand all freed memory to the system: before a process is forked.
+
+    A fork shares it with this process only until either writes there: kept, it would be needed a
+    second time for as long as the other lives. Without glibc nothing happens.
+    """
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """glibc's function of that name (``mallopt`` returns 1 for a value that it takes); None where
+    there is no glibc."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
-    return libc.mallopt if hasattr(libc, "gnu_get_libc_version") else None
+    return getattr(libc, name) if hasattr(libc, "gnu_get_libc_version") else None
 
 
 def _by_user(threshold: Threshold) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from util.runtime.errors import NO_FILES_LEFT, FewShotError, LostProcess, too_many_files
+from util.runtime.memory import return_freed_memory
 from util.runtime.signals import start_worker
 
 PATIENCE = 900.0  # seconds without a picture: no disk that works is so slow
@@ -105,6 +106,8 @@ def read_ahead(
     )
     with starting(workers):
         _rehearse(workers)
+        if workers:
+            return_freed_memory()
         items = iter(loader)
     return received(items) if workers else map(_opened, items)
 
