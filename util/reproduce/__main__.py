@@ -180,9 +180,11 @@ def dry_run(runner: Runner) -> None:
     for why in unknown:
         print(f"time not known: {why}")
     folder = wanted[0].output.parent if wanted else Path(".")
-    time = f"{'more than' if unknown else 'about'} {duration(seconds)}"
+    in_all = f"about {duration(seconds)}"
+    if unknown:
+        in_all = f"more than {duration(seconds)}" if seconds else "an unknown time"
     print(
-        f"in all {time if seconds or not unknown else 'an unknown time'} on one {device}, "
+        f"in all {in_all} on one {device}, "
         f"{size(disk)} of disk ({size(free_disk(folder))} free); from one step of each network at "
         "batch 1, every listed picture in every epoch, no early stop"
     )

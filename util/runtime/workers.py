@@ -106,8 +106,6 @@ def read_ahead(
     )
     with starting(workers):
         _rehearse(workers)
-        if workers:
-            return_freed_memory()
         items = iter(loader)
     return received(items) if workers else map(_opened, items)
 
@@ -144,7 +142,9 @@ def _opened(item: Any) -> Any:
 
 @contextmanager
 def starting(workers: int) -> Iterator[None]:
-    """Around the start of processes: what they lack is one sentence."""
+    """Around the start of processes: what they lack is one sentence; what was freed goes back."""
+    if workers:
+        return_freed_memory()
     try:
         yield
     except OSError as error:
