@@ -35,4 +35,6 @@ def build_model(cfg: Config) -> nn.Module:
             if error.name != "model.fast":
                 raise
             warnings.warn("model/fast is missing: the textbook form is computed", stacklevel=1)
-    return form.from_config(cfg)
+    model = form.from_config(cfg)
+    model.object_above = cfg.object_above
+    return model

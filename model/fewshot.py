@@ -14,6 +14,7 @@ they are joined, and a ``valid`` tensor beside them says which positions count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -115,12 +116,15 @@ class FewShotModel(nn.Module):
     ``requirements``: what a configuration must know of the method (:mod:`model.registry`).
     A method that is trained with another number of supports than it is evaluated with says so in
     an attribute ``train_shot`` (HSNet: 1).
+    ``object_above``: the probability above which a place counts as object outside training
+    (:meth:`decided`).
     """
 
     frozen: tuple[str, ...] = ()
     host_masks: bool = False
     requirements: Requirements = Requirements()
     fix_bn: bool = False
+    object_above: float = 0.5
 
     @classmethod
     def from_config(cls, cfg: Config) -> FewShotModel:
@@ -161,6 +165,16 @@ class FewShotModel(nn.Module):
     ) -> Output:
         """Prepared query (batch B) against prepared supports ([B, K, ...]); logits at ``size``."""
         raise TypeError(f"{type(self).__name__} must define match")
+
+    def decided(self, logits: Tensor) -> Tensor:
+        """logits [B, 2, h, w] -> the same; outside training the object's so much larger that it is
+        the larger one where its probability is above ``object_above``. Models call it in
+        :meth:`match`."""
+        if self.training or self.object_above == 0.5:
+            return logits
+        background, foreground = logits.split(1, dim=1)
+        shift = math.log(self.object_above / (1 - self.object_above))
+        return torch.cat([background, foreground - shift], dim=1)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError, naming a size that works, when the network cannot take this one."""

@@ -81,13 +81,16 @@ REQUIREMENTS = {
         options=(
             "mask_support", "stages", "matching", "hierarchy", "ensemble", "block_relu", "fidelity",
             "kshot_trans_dim", "distill", "temperature", "own_class", "fusion_lr",
+            "object_above",
         ),
         fits=_fits_hdmnet,
     ),
     "HSNet": Requirements(
         optimizer="adam",
         joint_batch=True,
-        options=("mask_support", "kernel4d", "hyper_layers", "pyramid", "backbone_lr"),
+        options=(
+            "mask_support", "kernel4d", "hyper_layers", "pyramid", "backbone_lr", "object_above",
+        ),
         fits=_fits_hsnet,
     ),
     "PSPNet": Requirements(optimizer="sgd", is_base=True, options=("freeze_encoder",)),

@@ -12,8 +12,8 @@ OPTIONS = dict(
     arch="HDMNet", backbone="resnet18", stem="deep", width=8, block_relu=True, num_base=5, shot=1,
     stages=3, matching="correlation", hierarchy="decoupled", distill=True, ensemble=True,
     temperature=1.0, mask_support=True, fidelity="released", compute="fast", kshot_trans_dim=2,
-    own_class="left_out", fix_bn=True, freeze_encoder=False, fusion_lr=10.0, aux_weight1=1.0,
-    aux_weight2=1.0, backbone_lr=0.0,
+    own_class="left_out", object_above=0.5, fix_bn=True, freeze_encoder=False, fusion_lr=10.0,
+    aux_weight1=1.0, aux_weight2=1.0, backbone_lr=0.0,
 )  # fmt: skip
 
 

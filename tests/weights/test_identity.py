@@ -113,7 +113,7 @@ def test_every_option_of_the_network_is_in_the_matrix():
             if key.role in ("encoder", "network", "objective") and reads(arch, key.name)
         }
         assert given_ == {*options, "arch"}
-    nothing = {"pretrained", "base_weight", "compute", "amp", "tf32", "compile"}
+    nothing = {"pretrained", "base_weight", "object_above", "compute", "amp", "tf32", "compile"}
     roles = {key.name for key in SECTIONS["Method"] if KEYS[key.name].role}
     assert roles | nothing == {key.name for key in SECTIONS["Method"]} and not roles & nothing
 

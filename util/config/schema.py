@@ -139,6 +139,8 @@ class Method:
     own_class: str = pick(
         ("left_out", "unlearned"), "the episode's class in training's base map: summed without it,"
         " or a softmax without it")
+    object_above: float = key(
+        0.5, "the probability above which a place is object (published: 0.5)", 0.01, 0.99)
     fidelity: str = pick(("released", "corrected"), "published behaviour, or its mistakes mended")
     compute: str = pick(("fast", "textbook"), "rewritten or literal equations; rounding differs")
     amp: str = pick(("off", "bf16", "fp16"), "mixed precision")
