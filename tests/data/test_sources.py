@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.own_pictures import ROOT
 from util.config import load_config
 from util.data.episodes import EpisodeSampler
 from util.data.index import build_index, select
-from util.data.sources import Pair, Source, read_list
+from util.data.sources import _LISTS, Pair, Source, read_list
 from util.lists import main
 from util.runtime.errors import FewShotError
 
@@ -174,6 +175,7 @@ def test_nothing_is_written_beside_data_that_are_not_the_projects(root):
 
 
 def test_the_scan_of_the_projects_own_list_lies_beside_it(root, monkeypatch):
+    assert (ROOT / "lists/README.md").is_file() and _LISTS == ROOT / "lists"
     place = root.parent.parent
     monkeypatch.setattr("util.data.sources._LISTS", place.resolve())
     build_index(configure(root, LINES), "val")

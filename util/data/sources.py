@@ -22,7 +22,7 @@ from util.config.folders import Pair, class_folders
 from util.config.folds import Fold, by_folder, class_root
 from util.runtime.errors import FewShotError
 
-_LISTS = Path(__file__).resolve().parents[1] / "lists"  # the project's own
+_LISTS = Path(__file__).resolve().parents[2] / "lists"  # the project's own
 _LITERAL_ERRORS = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 
 
