@@ -37,7 +37,7 @@ pytest.importorskip("onnxscript")
 MODELS = {
     "hdmnet resnet": dict(shot=5, stages=2),
     "hdmnet vgg": dict(backbone="vgg16", ensemble=False, matching="attention", stages=1),
-    "hdmnet timm": dict(backbone="timm/tf_efficientnet_lite0", stages=1),
+    "hdmnet timm": dict(backbone="timm/tf_efficientnet_lite0", stages=1, object_above=0.3),
     "hsnet resnet": dict(arch="HSNet", stem="7x7", pyramid=(16, 32), hyper_layers="deep",
                          kernel4d="center_pivot"),
 }  # fmt: skip
