@@ -1,19 +1,18 @@
 """Whether a picture shows the class at all: what was found, compared with the supports' objects.
 
 A few-shot model is trained on pictures that show the class, and paints something on all others
-too. The frozen part can tell: the object found and those of the supports are described by the means
-of the encoder's last features over them, once on the whole picture and once with all but the object
-hidden, and compared in a space where what differs between objects of one class counts little
-(whitened by the within-class covariance): with each other, and by which of the classes that this
-was fitted on they resemble. They are compared, too, by what the base learner takes them for: of a
-class that it has not learned it knows what it resembles. A logistic regression over these gives a
-probability. How sure the few-shot prediction is does not count: it is surer of the
-classes that it was trained on, on which all this is fitted, than of those that it is asked about.
+too. The frozen part can tell. The encoder's last features at every place of a support's object are
+looked for again: in the region that was found, and anywhere in the picture; they are compared in a
+space where what differs between places of one class counts little (whitened by the within-class
+covariance). And the base learner says what it takes both objects for: of a class that it has not
+learned it knows what it resembles. A logistic regression over these three gives a probability. How
+sure the few-shot prediction is does not count: it is surer of the classes that it was trained on,
+on which all this is fitted, than of those that it is asked about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,114 +20,118 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.fewshot import Output
-from model.layers import full_precision, hide, nearest, size_of
+from model.layers import full_precision, nearest, size_of
 
 if TYPE_CHECKING:
     from model.hdmnet import HDMNet
 
-EVIDENCE = (
-    *("alone", "in place"),
-    *("resembling alone", "resembling in place"),
-    *("taken alone", "taken in place"),
-)
+EVIDENCE = ("found again", "anywhere", "taken for the same")
 SURE = 0.5
 LEAST = 0.02  # of the picture is looked at, however little was found
+SUREST = 0.99  # of the largest probability: places as sure as this are object where any is
 
 
 class Description(NamedTuple):
-    """An object with all else hidden, and in its place: features [..., 2, C], the means of f4;
-    names [..., 2, 1 + N], the mean probabilities of the base learner's classes."""
+    """An object: places [n, C], f4 where it is; names [1 + N], the mean there of the base learner's
+    probabilities, background first."""
 
-    features: Tensor
+    places: Tensor
     names: Tensor
+
+
+class Look(NamedTuple):
+    """What was found in a picture; everywhere [m, C], f4 at all its places."""
+
+    found: Description
+    everywhere: Tensor
 
 
 class Presence(nn.Module):
     """What was found and the supports' objects -> a probability that the class is there.
 
-    Buffers: ``centre`` [2, C] and ``whitening`` [2, C, C] of features; ``classes`` [M, 2, C], where
-    those that it was fitted on lie; ``usual``, ``spread`` and ``weight`` [6] of :data:`EVIDENCE`,
-    ``bias``; ``threshold``: below it the class counts as not found. All are fitted
-    (:mod:`util.presence`), none is trained.
+    Buffers: ``centre`` [C] and ``whitening`` [C, C] of features; ``usual``, ``spread`` and
+    ``weight`` [3] of :data:`EVIDENCE`, ``bias``; ``threshold``: below it the class counts as not
+    found. All are fitted (:mod:`util.presence`), none is trained.
     """
 
     centre: Tensor
     whitening: Tensor
-    classes: Tensor
     usual: Tensor
     spread: Tensor
     weight: Tensor
     bias: Tensor
     threshold: Tensor
 
-    def __init__(self, channels: int, classes: int = 1) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.zeros(2, channels))
-        self.register_buffer("whitening", torch.eye(channels).repeat(2, 1, 1))
-        self.register_buffer("classes", torch.zeros(classes, 2, channels))
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("whitening", torch.eye(channels))
         self.register_buffer("usual", torch.zeros(len(EVIDENCE)))
         self.register_buffer("spread", torch.ones(len(EVIDENCE)))
         self.register_buffer("weight", torch.zeros(len(EVIDENCE)))
         self.register_buffer("bias", torch.zeros(()))
         self.register_buffer("threshold", torch.zeros(()))
 
-    def evidence(self, found: Description, supports: Description) -> Tensor:
-        """:data:`EVIDENCE` [6] of what was found, for the descriptions of K supports."""
-        known = F.normalize(self.place(supports.features).mean(0), dim=-1)
-        both = torch.stack([self.place(found.features), known])
-        alike = both.prod(0).sum(-1)
-        resembling = torch.einsum("mkc,bkc->bkm", self.classes, both)
-        resembling = resembling - resembling.mean(-1, keepdim=True)  # correlated over the classes
-        taken = (found.names * supports.names.mean(0)).sqrt().sum(-1)  # Bhattacharyya's coefficient
-        return torch.cat([alike, F.cosine_similarity(resembling[0], resembling[1], dim=-1), taken])
+    def evidence(self, look: Look, supports: Sequence[Description]) -> Tensor:
+        """:data:`EVIDENCE` [3], each the mean over the supports: how like the most alike place is,
+        a cosine, meaned over the places of the support's object, among those found and among all;
+        Bhattacharyya's coefficient of the names."""
+        found, everywhere = self.place(look.found.places), self.place(look.everywhere)
+        rows = []
+        for support in supports:
+            known = self.place(support.places)
+            again, anywhere = ((known @ among.T).amax(1).mean() for among in (found, everywhere))
+            taken = (look.found.names * support.names).sqrt().sum()
+            rows.append(torch.stack([again, anywhere, taken]))
+        return torch.stack(rows).mean(0)
 
-    def forward(self, found: Description, supports: Description) -> Tensor:
+    def forward(self, look: Look, supports: Sequence[Description]) -> Tensor:
         """A probability, see :meth:`evidence`."""
         with torch.autocast(self.centre.device.type, enabled=False):
-            return self.probability(self.evidence(found, supports))
+            return self.probability(self.evidence(look, supports))
 
     def probability(self, evidence: Tensor) -> Tensor:
-        """Evidence [..., 6] -> [...]."""
+        """Evidence [..., 3] -> [...]."""
         standard = (evidence - self.usual) / self.spread
         return (standard @ self.weight + self.bias).sigmoid()
 
     def place(self, features: Tensor) -> Tensor:
-        """[..., 2, C] -> the same in the space of comparison, of length 1."""
-        centred = (features - self.centre)[..., None, :]
-        return F.normalize((centred @ self.whitening)[..., 0, :], dim=-1)
+        """[..., C] -> the same in the space of comparison, of length 1."""
+        return F.normalize((features - self.centre) @ self.whitening, dim=-1)
 
 
-def look_at(
-    model: HDMNet, image: Tensor, whole: Tensor, out: Output, content: tuple[int, int]
-) -> Description:
-    """What was found: image [1, 3, H, W], normalised; whole [1, C, h, w], its f4; out: what the
-    model says of it, of which the prediction without the base learner counts; content: height and
-    width of the picture in it, from its top left corner: the rest is padding."""
+def look_at(model: HDMNet, f4: Tensor, out: Output, content: tuple[int, int]) -> Look:
+    """What was found: f4 [1, C, h, w] of the picture; out: what the model says of it, of which the
+    prediction without the base learner counts; content: height and width of the picture in what the
+    model saw, from its top left corner: the rest is padding."""
     height, width = content
-    logits = full_precision(out.final if out.meta is None else out.meta)[0, :, :height, :width]
-    region = torch.zeros_like(image[:, 0], dtype=torch.bool)
-    region[0, :height, :width] = found_region(logits.softmax(0)[1])
-    return describe(model, image, region, whole)
+    logits = full_precision(out.final if out.meta is None else out.meta)[0]
+    region, picture = torch.zeros(2, 1, *size_of(logits), dtype=torch.bool, device=f4.device)
+    region[0, :height, :width] = found_region(logits[:, :height, :width].softmax(0)[1])
+    picture[0, :height, :width] = True
+    return Look(describe(model, f4, region), _at(full_precision(f4), picture))
 
 
-def describe(model: HDMNet, image: Tensor, region: Tensor, whole: Tensor) -> Description:
-    """An object: image [1, 3, H, W], normalised; region [1, H, W], boolean; whole [1, C, h, w], f4
-    of the image."""
-    alone = model.encoder(hide(image, region))[2]
-    inside = nearest(region, size_of(whole))[0]
+def describe(model: HDMNet, f4: Tensor, region: Tensor) -> Description:
+    """An object: f4 [1, C, h, w] of its picture; region [1, H, W], boolean."""
+    taken = names(model, f4)
+    return Description(_at(full_precision(f4), region), _at(taken, region).mean(0))
+
+
+def _at(features: Tensor, region: Tensor) -> Tensor:
+    """features [1, C, h, w] in a region [1, H, W] -> [n, C]."""
+    inside = nearest(region, size_of(features))[0]
     if not inside.any():  # thinner than the grid: the cell that has most of it
-        share = F.adaptive_avg_pool2d(region[:, None].float(), size_of(whole))[0, 0]
+        share = F.adaptive_avg_pool2d(region[:, None].float(), size_of(features))[0, 0]
         inside = share == share.max()
-    both = torch.cat([alone, whole])
-    over = (both, names(model, both))
-    return Description(*(full_precision(each)[:, :, inside].mean(-1) for each in over))
+    return features[0][:, inside].T
 
 
 def names(model: HDMNet, f4: Tensor) -> Tensor:
     """What the base learner takes each place for: f4 [B, C, h, w] -> probabilities
     [B, 1 + N, h, w], background first; without a base learner [B, 1, h, w], ones."""
     if model.base_learner is None:
-        return torch.ones_like(f4[:, :1])
+        return torch.ones_like(full_precision(f4[:, :1]))
     return full_precision(model.base_learner(model.head(F.relu(f4)))).softmax(dim=1)
 
 
@@ -142,12 +145,17 @@ def unlearned(description: Description, number: int) -> Description:
     return description._replace(names=others)
 
 
-def together(descriptions: Iterable[Description]) -> Description:
-    """Of K objects, the first axis of each field."""
-    return Description(*map(torch.stack, zip(*descriptions, strict=True)))
-
-
 def found_region(probability: Tensor) -> Tensor:
     """Where the object was found, [h, w] -> boolean: above 0.5, or the surest 2 %."""
     bound = torch.quantile(probability.flatten()[::7].float(), 1 - LEAST).clamp(max=SURE)
     return probability >= bound
+
+
+def given_presence(odds: Tensor, presence: float, found: bool) -> Tensor:
+    """Log-odds of places to be object if the class is there -> log-odds that they are: the
+    probability times ``presence``, that of the class being there at all; where it counts as found,
+    no less than leaves its surest places object: what is found is somewhere."""
+    likely = torch.tensor(presence, dtype=odds.dtype, device=odds.device)
+    if found:
+        likely = likely.maximum(SURE / (SUREST * odds.amax().sigmoid())).clamp(max=1)
+    return likely.log() - torch.logaddexp((-likely).log1p(), -odds)

@@ -10,18 +10,18 @@ held-out classes, on validation pictures with and without the class in equal num
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from model.fewshot import map_tensors
 from model.hdmnet import HDMNet
-from model.presence import EVIDENCE, Description, Presence, unlearned
+from model.presence import EVIDENCE, Description, Look, Presence, given_presence, unlearned
 from util.config import add_config_arguments
 from util.data.index import FoldIndex, build_index
 from util.data.transform import read_image, read_pair
@@ -32,14 +32,15 @@ from util.weights.checkpoint import PRESENCE, read_checkpoint, serialise
 from util.weights.identity import Use
 from util.weights.load import load_model, model_of, presence_of
 
-PICTURES = 400
-CALLED_EMPTY = 0.07  # of the pictures that show a class that is new, as fitting can tell
+PICTURES = 200
+SHOWN = 0.6  # of the pictures that are asked about, as presence assumes, show the class
+CALLED_EMPTY = 0.01  # of the pictures that show a class that is new, as fitting can tell
 PARTS = 5  # of the classes: each is looked at in a space that the others made
 SHRINK = 1.0  # of the within-class covariance towards the sphere, in units of its mean variance
 RIDGE = 1e-2
 NEWTON = 30  # steps: far more than it needs
 
-Look = Sequence[Description]  # what was found, and the K supports together
+Answer = tuple[Look, Sequence[Description]]  # what was found, and the K supports
 
 
 class Pair(NamedTuple):
@@ -86,10 +87,10 @@ class _Recorder:
     """In the place of :class:`Presence`: keeps what it would be asked about."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Description, Description]] = []
+        self.asked: list[Answer] = []
 
-    def __call__(self, found: Description, supports: Description) -> float:
-        self.asked.append((found, supports))
+    def __call__(self, look: Look, supports: Sequence[Description]) -> float:
+        self.asked.append(map_tensors((look, tuple(supports)), Tensor.cpu))
         return 1.0
 
 
@@ -123,58 +124,69 @@ def fit(predictor: FewShotPredictor, count: int) -> Presence:
     index = build_index(cfg, "train")
     recorder = predictor.presence = _Recorder()
     pairs = draw_pairs(index, cfg.fold.classes("train"), index.entries, count, cfg.manual_seed)
+    _refuse_single(index, pairs)
     asked = [pair for pair, _ in ask(predictor, index, pairs)]
-    looks = [
-        [
-            unlearned(map_tensors(each, Tensor.cpu), cfg.fold.base_index(pair.class_id))
-            for each in look
-        ]
-        for look, pair in zip(recorder.asked, asked, strict=True)
+    _refuse_single(index, asked)
+    answers = [
+        _as_new(answer, cfg.fold.base_index(pair.class_id))
+        for answer, pair in zip(recorder.asked, asked, strict=True)
     ]
     classes = torch.tensor([pair.class_id for pair in asked])
     shown = torch.tensor([pair.shown for pair in asked])
 
-    if len(classes.unique()) < 2:
-        raise FewShotError(f"{index.source}: presence is fitted on two classes or more")
-    presence = _space(looks, classes)
-    evidence = _evidence_of_new(looks, classes)
+    presence = _space(answers, classes)
+    evidence = _evidence_of_new(answers, classes)
     _regress(presence, evidence, shown)
+    presence.bias += math.log(SHOWN / (1 - SHOWN))  # half of the questions are answered yes
     presence.threshold.copy_(presence.probability(evidence[shown]).quantile(CALLED_EMPTY))
     return presence
 
 
-def _evidence_of_new(looks: Sequence[Look], classes: Tensor) -> Tensor:
-    """Evidence [N, 6] of looks at classes [N], each in a space fitted without its class: the
+def _refuse_single(index: FoldIndex, pairs: Sequence[Pair]) -> None:
+    if len({pair.class_id for pair in pairs}) < 2:
+        raise FewShotError(f"{index.source}: presence is fitted on two classes or more")
+
+
+def _as_new(answer: Answer, number: int) -> Answer:
+    """An answer as of a base learner that has not learned its class ``number``."""
+    look, supports = answer
+    found = unlearned(look.found, number)
+    return look._replace(found=found), [unlearned(support, number) for support in supports]
+
+
+def _evidence_of_new(answers: Sequence[Answer], classes: Tensor) -> Tensor:
+    """Evidence [N, 3] of answers about classes [N], each in a space fitted without its class: the
     classes take turns in :data:`PARTS` parts."""
-    evidence = torch.empty(len(looks), len(EVIDENCE))
+    evidence = torch.empty(len(answers), len(EVIDENCE))
     turn = torch.unique(classes, return_inverse=True)[1] % PARTS
     for part in turn.unique():
         others = torch.where(turn != part)[0]
-        space = _space([looks[at] for at in others], classes[others])
+        space = _space([answers[at] for at in others], classes[others])
         for at in torch.where(turn == part)[0]:
-            evidence[at] = space.evidence(*looks[at])
+            evidence[at] = space.evidence(*answers[at])
     return evidence
 
 
-def _space(looks: Sequence[Look], classes: Tensor) -> Presence:
-    """What compares features, and the classes in it, from the supports of looks at classes [N]."""
-    features = torch.cat([known.features for _, known in looks]).double()  # [N, 2, C]
-    presence = Presence(features.shape[-1], len(classes.unique()))
-    presence.centre.copy_(features.mean(0))
-    each = [features[classes == class_id] for class_id in classes.unique()]
-    within = torch.cat([own - own.mean(0) for own in each])
-    for kind in range(2):
-        covariance = within[:, kind].T @ within[:, kind] / len(within)
-        ridge = SHRINK * covariance.diagonal().mean() * torch.eye(len(covariance))
-        values, vectors = torch.linalg.eigh(covariance + ridge)
-        presence.whitening[kind].copy_(vectors / values.sqrt())
-    places = [presence.place(own.to(presence.centre)).mean(0) for own in each]
-    presence.classes.copy_(F.normalize(torch.stack(places), dim=-1))
+def _space(answers: Sequence[Answer], classes: Tensor) -> Presence:
+    """What compares features, from the supports' places in answers about classes [N]."""
+    means, within, count = [], torch.zeros(()), 0
+    for class_id in classes.unique():
+        of = torch.where(classes == class_id)[0]
+        places = torch.cat([each.places for at in of for each in answers[at][1]]).double()
+        means.append(places.mean(0))
+        apart = places - means[-1]
+        within, count = within + apart.T @ apart, count + len(places)
+    covariance = within / count
+    ridge = SHRINK * covariance.diagonal().mean() * torch.eye(len(covariance))
+    values, vectors = torch.linalg.eigh(covariance + ridge)
+    presence = Presence(len(covariance))
+    presence.centre.copy_(torch.stack(means).mean(0))
+    presence.whitening.copy_(vectors / values.sqrt())
     return presence
 
 
 def _regress(presence: Presence, evidence: Tensor, shown: Tensor) -> None:
-    """Logistic regression of ``shown`` [N] on evidence [N, 6], by Newton's method."""
+    """Logistic regression of ``shown`` [N] on evidence [N, 3], by Newton's method."""
     presence.usual.copy_(evidence.mean(0))
     presence.spread.copy_(evidence.std(0).clamp(min=1e-6))
     standard = ((evidence - presence.usual) / presence.spread).double()
@@ -192,27 +204,38 @@ def _regress(presence: Presence, evidence: Tensor, shown: Tensor) -> None:
 
 def measure(predictor: FewShotPredictor, count: int, seed: int) -> dict[str, Any]:
     """How well presence tells ``count`` validation pictures with a held-out class from as many
-    without it, and what it does to the masks."""
+    without it, and what it does to the masks. The predictor paints whatever presence says."""
     cfg = predictor.cfg
     index = build_index(cfg, "test")
     everything = range(len(index.pairs))
     pairs = draw_pairs(index, cfg.fold.classes("test"), everything, count, seed)
+    threshold = float(predictor.presence.threshold)
     rows = []
     for pair, result in ask(predictor, index, pairs):
-        painted = np.mean(result.probabilities[1] > 0.5), np.mean(result.mask > 0)
-        rows.append((pair.shown, result.presence["object"], bool(result.absent), *painted))
+        likely = result.presence["object"]
+        found = likely >= threshold
+        odds = torch.from_numpy(result.probabilities[1]).logit()
+        without = _share(odds > 0)
+        painted = _share(given_presence(odds, likely, found) > 0) if found else 0.0
+        rows.append((pair.shown, likely, not found, without, painted))
     shown, likely, absent, without, painted = map(np.array, zip(*rows, strict=True))
     return {
         "dataset": cfg.data_set,
         "split": cfg.split,
         "pictures": len(rows),
-        "threshold": predictor.least_presence,
+        "threshold": threshold,
         "auroc": auroc(likely, shown),
         "called_empty": float(absent[shown].mean()),
+        "called_empty_where_absent": float(absent[~shown].mean()),
+        "nothing_painted": float((painted[shown] == 0).mean()),
         "painted_where_absent": float(painted[~shown].mean()),
         "painted_where_absent_as_published": float(without[~shown].mean()),
         "painted_where_shown": float(painted[shown].mean()),
     }
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.float().mean())
 
 
 def main() -> None:
@@ -248,7 +271,8 @@ def main() -> None:
     presence = presence_of(content, weight)
     if presence is None:
         raise FewShotError(f"weight file {weight} cannot tell presence: fit it first")
-    found = measure(FewShotPredictor(model, cfg, presence=presence), args.pictures, cfg.manual_seed)
+    predictor = FewShotPredictor(model, cfg, presence=presence, least_presence=0)
+    found = measure(predictor, args.pictures, cfg.manual_seed)
     if args.output:
         write_json(args.output, found)
     for name, value in found.items():

@@ -8,20 +8,24 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model import build_model
 from model.fewshot import Output
 from model.presence import (
     EVIDENCE,
+    SUREST,
     Description,
+    Look,
     Presence,
     describe,
     found_region,
+    given_presence,
     look_at,
-    together,
     unlearned,
 )
-from tests.own_pictures import disc, small_config
+from tests.own_pictures import disc, small_config, untrained
 from tests.training_case import ROOT, make_data
 from util.config import load_config
 from util.data.index import FoldIndex
@@ -29,7 +33,16 @@ from util.predict import FewShotPredictor
 from util.predict.examples import package_examples
 from util.predict.predictor import strongest
 from util.predict.threshold import labels_at
-from util.presence import _evidence_of_new, _regress, _space, auroc, draw_pairs
+from util.presence import (
+    Pair,
+    _as_new,
+    _evidence_of_new,
+    _regress,
+    _space,
+    auroc,
+    draw_pairs,
+    fit,
+)
 from util.presence import main as presence_main
 from util.runtime.errors import FewShotError
 from util.weights.checkpoint import PRESENCE, read_checkpoint, serialise
@@ -69,128 +82,139 @@ def test_questions_have_both_answers():
         draw_pairs(index, (3,), range(8), 1, seed=0)
 
 
-def looks_at(found, known):
-    pairs = zip(found, known, strict=True)
-    described = ([Description(each, torch.ones(2, 1)) for each in pair] for pair in pairs)
-    return [(own, together([support])) for own, support in described]
+def answers_of(found, known):
+    """Answers about objects of two places each: found and known [N, 2, C]."""
+    return [
+        (Look(Description(own, torch.ones(1)), own), [Description(support, torch.ones(1))])
+        for own, support in zip(found, known, strict=True)
+    ]
 
 
 def test_a_class_is_looked_at_in_a_space_made_without_it():
     """As it will be used: what a class is like must not have been told beforehand."""
     features = torch.randn(42, 2, 5, generator=torch.Generator().manual_seed(0))
     classes = torch.arange(42) % 7 + 3
-    looks = looks_at(features.roll(1, 0), features)
-    evidence = _evidence_of_new(looks, classes)
+    answers = answers_of(features.roll(1, 0), features)
+    evidence = _evidence_of_new(answers, classes)
     for own in (3, 8), (4, 9), (5,), (6,), (7,):  # in five parts
         others = [at for at in range(42) if classes[at] not in own]
-        space = _space([looks[at] for at in others], classes[others])
+        space = _space([answers[at] for at in others], classes[others])
         for at in set(range(42)) - set(others):
-            assert torch.equal(evidence[at], space.evidence(*looks[at]))
+            assert torch.equal(evidence[at], space.evidence(*answers[at]))
 
 
 def test_fitting_finds_what_tells_classes_apart():
-    """Objects differ a little along every axis, classes along one that varies as little."""
+    """Places differ a little along every axis, classes along one that varies as little."""
     rng = torch.Generator().manual_seed(0)
     classes = torch.arange(200) % 4
-    descriptions = torch.randn(200, 2, 6, generator=rng, dtype=torch.float64)
-    descriptions[..., 0] *= 10  # within a class
-    descriptions[..., 1] += 4 * classes[:, None]
-    presence = _space(looks_at(descriptions.float(), descriptions.float()), classes)
-    assert presence.classes.shape == (4, 2, 6)
-    within = presence.whitening[0] @ presence.whitening[0].T  # the inverse covariance
+    places = torch.randn(200, 2, 6, generator=rng, dtype=torch.float64)
+    places[..., 0] *= 10  # within a class
+    places[..., 1] += 4 * classes[:, None]
+    presence = _space(answers_of(places.float(), places.float()), classes)
+    assert (presence.centre - torch.tensor([0.0, 6, 0, 0, 0, 0])).abs().max() < 1.5
+    within = presence.whitening @ presence.whitening.T  # the inverse covariance
     assert within[0, 0] < within[1, 1] / 2
     evidence = torch.randn(200, len(EVIDENCE), generator=rng)
     shown = evidence[:, 1] + 0.1 * torch.randn(200, generator=rng) > 0
     _regress(presence, evidence, shown)
-    assert presence.weight[1] > 5 * presence.weight[[0, 2, 3, 4, 5]].abs().max()
+    assert presence.weight[1] > 5 * presence.weight[[0, 2]].abs().max()
 
 
-def test_the_same_object_is_most_similar():
+def test_places_are_looked_for_again():
+    """Of a support's two places one is found again, one stands elsewhere in the picture; a second
+    support that has nothing in common halves all."""
     presence = Presence(4)
-    first, second = (torch.eye(4)[n].expand(2, 4) for n in range(2))
-    own, other = Description(first, first), Description(second, second)
-    presence.classes = torch.rand(5, 2, 4)
-    assert torch.allclose(presence.evidence(own, together([own, own])), torch.ones(6))
-    presence.classes.fill_(1)  # nothing to tell them apart by
-    assert presence.evidence(own, together([other])).abs().max() < 1e-6
+    a, b, c, d = torch.eye(4)
+    look = Look(Description(torch.stack([a, c]), torch.tensor([0.1, 0.9])), torch.stack([a, b, c]))
+    one = Description(torch.stack([a, b]), torch.tensor([0.1, 0.9]))
+    other = Description(d[None], torch.tensor([1.0, 0]))
+    expected = torch.tensor([0.5, 1.0, 1.0])
+    assert torch.allclose(presence.evidence(look, [one]), expected)
+    assert torch.allclose(presence.evidence(look, [one, one]), expected)
+    half = (expected + torch.tensor([0, 0, 0.1**0.5])) / 2
+    assert torch.allclose(presence.evidence(look, [one, other]), half)
+
+
+def test_what_the_base_learner_takes_objects_for_is_compared():
+    presence, places = Presence(2), torch.ones(1, 2)
+    found = Description(places, torch.tensor([0.1, 0.6, 0.3]))
+    asked = Description(places, torch.tensor([0.1, 0.1, 0.8]))
+    taken = presence.evidence(Look(found, places), [asked])[2]
+    assert torch.isclose(taken, torch.tensor(0.1 + 0.06**0.5 + 0.24**0.5))
 
 
 def test_it_is_told_in_full_precision_whatever_the_network_computes_in():
     presence = Presence(4)
     presence.weight.fill_(1 / 3)
-    found, known = (Description(torch.rand(2, 4), torch.rand(2, 3)) for _ in range(2))
-    expected = presence(found, together([known]))
+    found, known = (Description(torch.rand(3, 4), torch.rand(3)) for _ in range(2))
+    look = Look(found, torch.rand(9, 4))
+    expected = presence(look, [known])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(presence(found, together([known])), expected)
+        assert torch.equal(presence(look, [known]), expected)
 
 
-def test_objects_that_resemble_the_same_classes_are_alike():
-    """Two novel objects, orthogonal to each other, beside two classes that both are near or far."""
-    presence = Presence(4, classes=2)
-    presence.classes[:, :] = torch.eye(4)[:2, None]
-    near = torch.tensor([[1.0, 0, 2, 0], [1, 0, 0, 2], [0, 1, 0, 2]])[:, None].expand(3, 2, 4)
-    first, second, third = (Description(each, torch.eye(2)) for each in near)
-    alike, resembling, _ = presence.evidence(first, together([second])).split(2)
-    assert (alike - 0.2).abs().max() < 1e-6 and (resembling - 1).abs().max() < 1e-6
-    alike, resembling, _ = presence.evidence(first, together([third])).split(2)
-    assert alike.abs().max() < 1e-6 and (resembling + 1).abs().max() < 1e-6
+@given(odds=st.lists(st.floats(-30, 30), min_size=1), presence=st.floats(1e-6, 1))
+def test_a_probability_is_multiplied_by_presence(odds, presence):
+    odds = torch.tensor(odds, dtype=torch.float64)
+    left = given_presence(odds, presence, found=False)
+    assert torch.allclose(left.sigmoid(), presence * odds.sigmoid(), rtol=1e-9, atol=0)
 
 
-def test_what_the_base_learner_takes_objects_for_is_compared():
-    presence = Presence(2)
-    features = torch.ones(2, 2)
-    found = Description(features, torch.tensor([[0.1, 0.6, 0.3], [1, 0, 0]]))
-    asked = Description(features, torch.tensor([[0.1, 0.1, 0.8], [0, 1, 0]]))
-    *_, alone, in_place = presence.evidence(found, together([asked]))
-    assert torch.isclose(alone, torch.tensor(0.1 + 0.06**0.5 + 0.24**0.5)) and in_place == 0
+@given(odds=st.lists(st.floats(-30, 30), min_size=1), presence=st.floats(1e-6, 1))
+def test_what_is_found_is_painted_where_it_is_surest(odds, presence):
+    """Found: never less likely than presence says, and object where it is surest, unless it was
+    object nowhere before; nothing becomes object that was not."""
+    odds = torch.tensor(odds, dtype=torch.float64)
+    left = given_presence(odds, presence, found=True)
+    assert (left.sigmoid() >= presence * odds.sigmoid() * (1 - 1e-9)).all()
+    assert (left.sigmoid() <= odds.sigmoid() * (1 + 1e-9)).all()
+    if odds.max().sigmoid() * SUREST > 0.5:
+        assert left[odds.argmax()] > 0
+    if presence * odds.max().sigmoid() * SUREST > 0.5:
+        alone = given_presence(odds, presence, found=False)
+        assert torch.allclose(left, alone, rtol=1e-9, atol=1e-9)
 
 
 def test_a_class_counts_as_unlearned_in_fitting():
     """Its probability goes to the others by their shares; with nothing left, nothing is alike."""
-    names = torch.tensor([[0.1, 0.6, 0.3], [0, 1, 0]])
-    described = Description(torch.ones(2, 2), names)
-    features, others = unlearned(described, 0)
-    assert torch.equal(features, described.features)
-    assert torch.allclose(others, torch.tensor([[0.25, 0, 0.75], [0, 0, 0]]))
-    alone = described._replace(names=torch.ones(2, 1))  # no base learner
+    places = torch.ones(1, 2)
+    described = Description(places, torch.tensor([0.1, 0.6, 0.3]))
+    unchanged, others = unlearned(described, 0)
+    assert unchanged is places and torch.allclose(others, torch.tensor([0.25, 0, 0.75]))
+    only = described._replace(names=torch.tensor([0.0, 1, 0]))
+    assert not unlearned(only, 0).names.any()
+    alone = described._replace(names=torch.ones(1))  # no base learner
     assert torch.equal(unlearned(alone, 0).names, alone.names)
+    answer = Look(described, places), [described]
+    look, (support,) = _as_new(answer, 0)
+    assert torch.equal(look.found.names, others) and torch.equal(support.names, others)
+
+
+class Model:
+    """What presence asks of a model, without a base learner."""
+
+    base_learner = None
 
 
 def test_an_object_thinner_than_the_grid_is_described():
-    image, region = torch.ones(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.bool)
+    f4, region = torch.rand(1, 3, 4, 4), torch.zeros(1, 32, 32, dtype=torch.bool)
     region[0, 5, 6] = True
-
-    class Model:
-        base_learner = None
-
-        def encoder(self, pictures):
-            return None, None, torch.nn.functional.avg_pool2d(pictures, 8)
-
-    model = Model()
-    features, taken = describe(model, image, region, model.encoder(image)[2])
-    assert features.shape == (2, 3) and features[1].eq(1).all() and (features[0] == 1 / 64).all()
-    assert taken.eq(1).all()
+    places, taken = describe(Model(), f4, region)
+    assert torch.equal(places, f4[:, :, 0, 0]) and taken.eq(1).all()
 
 
 def test_padding_is_not_looked_at():
     """The object goes on into what the picture was padded with, where the features differ."""
-
-    class Model:
-        base_learner = None
-
-        def encoder(self, pictures):
-            return None, None, torch.nn.functional.avg_pool2d(pictures, 8)
-
-    model, image = Model(), torch.ones(1, 3, 32, 32)
-    image[:, :, 16:] = 5
-    whole = model.encoder(image)[2]
+    f4 = torch.ones(1, 3, 4, 4)
+    f4[:, :, 2:] = 5
     meta = torch.zeros(1, 2, 32, 32)
     meta[:, 0, :8], meta[:, 1, 8:] = 4, 4
     out = Output(final=-meta, meta=meta, base=None, prior=None, correlations=[])
-    features, _ = look_at(model, image, whole, out, (16, 32))
-    assert features[1].eq(1).all()
-    features, _ = look_at(model, image, whole, out, (32, 32))
-    assert torch.allclose(features[1], torch.tensor((1 + 2 * 5) / 3))
+    look = look_at(Model(), f4, out, (16, 32))
+    assert look.found.places.eq(1).all() and look.everywhere.eq(1).all()
+    assert len(look.found.places) == 4 and len(look.everywhere) == 8
+    look = look_at(Model(), f4, out, (32, 32))
+    assert len(look.found.places) == 12 and len(look.everywhere) == 16
 
 
 def test_presence_of_another_network_is_named():
@@ -208,7 +232,7 @@ def test_something_is_always_looked_at():
 
 def test_a_damaged_presence_is_named(tmp_path):
     path = tmp_path / "w.pth"
-    path.write_bytes(serialise({PRESENCE: {"centre": torch.zeros(2, 3)}}))
+    path.write_bytes(serialise({PRESENCE: {"centre": torch.zeros(3)}}))
     with pytest.raises(FewShotError, match=r"w\.pth.*presence is damaged"):
         presence_of(read_checkpoint(path), path)
 
@@ -235,6 +259,17 @@ def test_fitted_measured_and_told(tmp_path, monkeypatch, capsys, ensemble):
     predictor.add_support(image, mask, "disc")
     predictor.add_support(*disc((60, 50), 1), "disc")
     assert 0 < predictor.predict(image).presence["disc"] < 1
+
+
+def test_a_single_class_is_refused_before_anything_is_asked(tmp_path, monkeypatch):
+    make_data(tmp_path / "tiny", pictures=12)
+    predictor = FewShotPredictor(untrained(small_config()), small_config())
+    predictor.cfg = load_config(tmp_path / "tiny/stage2.yaml")
+    one = [Pair(0, 1, 1, True), Pair(0, 2, 1, False)]
+    monkeypatch.setattr("util.presence.draw_pairs", lambda *_: one)
+    monkeypatch.setattr("util.presence.ask", lambda *_: pytest.fail("asked"))
+    with pytest.raises(FewShotError, match="fitted on two classes or more"):
+        fit(predictor, 1)
 
 
 def test_a_method_that_cannot_tell_is_named(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from torch import Tensor
 from model.fewshot import FewShotModel, Output, join_shots
 from model.hdmnet import HDMNet
 from model.layers import size_of
-from model.presence import Description, describe, look_at, together
+from model.presence import Description, describe, given_presence, look_at
 from util.config import Config
 from util.data.transform import normalise, restore, val_transform
 from util.predict.base import Prediction, Predictor, not_finite
@@ -77,7 +77,7 @@ class FewShotPredictor(Predictor):
             suppresses the classes that it was trained on: use 'meta' to look for one of those.
         presence: what tells whether a picture shows a class at all (``python -m util.presence``).
         least_presence: below it a class is not found; None: the threshold fitted with it, 0: every
-            class is looked for whatever the picture shows, as published.
+            class is painted whatever the picture shows, as published.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class FewShotPredictor(Predictor):
         self.cfg = cfg
         self._hdmnet: Any = model  # where presence is asked
         if presence is not None and (
-            not isinstance(model, HDMNet) or presence.centre.shape[1] != model.encoder.channels[2]
+            not isinstance(model, HDMNet) or len(presence.centre) != model.encoder.channels[2]
         ):
             raise FewShotError(f"the presence is not of this {cfg.arch} with {cfg.backbone}")
         self.presence: Any = None if presence is None else presence.to(self.device)
@@ -152,8 +152,10 @@ class FewShotPredictor(Predictor):
         The query is encoded once and matched with each class. With one class the mask is the
         model's own decision. With several, each class gives the log-odds z_c of object against
         background; probabilities are softmax(0, z_1, ..., z_C), so that background wins where every
-        class alone would say background, and elsewhere the class that is surest. A class whose
-        presence is below the threshold is in no mask; its probabilities are told all the same.
+        class alone would say background, and elsewhere the class that is surest. Where presence is
+        asked, the probability of each place is multiplied by it, though what is found stays object
+        where it is surest, and a class whose presence is below the threshold is in no mask; its
+        probabilities are told all the same.
 
         Args:
             image: as for :meth:`add_support`.
@@ -171,14 +173,17 @@ class FewShotPredictor(Predictor):
             for number, (name, supports) in enumerate(self._supports.items(), start=1):
                 joined = join_shots([[support.encoding for support in supports]])
                 out = self.model.match(query, joined, size_of(tensor))
-                if self.presence is not None:
-                    found = look_at(self._hdmnet, tensor, query.f4, out, content)
-                    known = together(support.description for support in supports)
-                    presence[name] = float(self.presence(found, known))
                 logits = restore(self._logits(out), content, size)[0]
                 torch.sub(logits[1], logits[0], out=odds[number])
                 if not odds[number].isfinite().all():
                     raise not_finite(name)
+                if self.presence is not None:
+                    look = look_at(self._hdmnet, query.f4, out, content)
+                    known = [support.description for support in supports]
+                    presence[name] = float(self.presence(look, known))
+                    if self.least_presence:
+                        found = presence[name] >= self.least_presence
+                        odds[number] = given_presence(odds[number], presence[name], found)
                 if out.prior is not None:
                     priors[name] = self._over_picture(out.prior[0], content)
                 correlations[name] = [self._over_picture(c[0], content) for c in out.correlations]
@@ -206,7 +211,7 @@ class FewShotPredictor(Predictor):
             if self.presence is not None:
                 region = (mask_tensor == 1).to(self.device)
                 whole = self._hdmnet.encoder(tensor)[2]
-                description = describe(self._hdmnet, tensor, region, whole)
+                description = describe(self._hdmnet, whole, region)
         return _Support(encoding, description)
 
     def _tensor(self, image: np.ndarray) -> Tensor:

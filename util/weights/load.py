@@ -70,7 +70,7 @@ def presence_of(content: Mapping[str, Any], weight: str | Path) -> Presence | No
     if state is None:
         return None
     try:
-        presence = Presence(state["centre"].shape[1], len(state["classes"]))
+        presence = Presence(len(state["centre"]))
         presence.load_state_dict(state)
     except (RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise FewShotError(
