@@ -258,7 +258,15 @@ def test_fitted_measured_and_told(tmp_path, monkeypatch, capsys, ensemble):
     image, mask = disc((60, 50), 0)
     predictor.add_support(image, mask, "disc")
     predictor.add_support(*disc((60, 50), 1), "disc")
-    assert 0 < predictor.predict(image).presence["disc"] < 1
+    asked = predictor.predict(image)
+    assert 0 < asked.presence["disc"] < 1
+    predictor.least_presence = 0
+    published = predictor.predict(image)
+    assert published.presence == asked.presence and not published.absent
+    odds = torch.from_numpy(published.probabilities[1]).logit()
+    left = given_presence(odds, asked.presence["disc"], "disc" not in asked.absent).sigmoid()
+    assert np.allclose(asked.probabilities[1], left, atol=1e-5)
+    assert np.abs(asked.probabilities[1] - published.probabilities[1]).max() > 1e-3
 
 
 def test_a_single_class_is_refused_before_anything_is_asked(tmp_path, monkeypatch):

@@ -40,8 +40,9 @@ class Prediction(NamedTuple):
     """What the model sees in one picture of H × W pixels, with C classes.
 
     mask: uint8 [H, W], 0 = background, i = ``classes[i - 1]``.
-    probabilities: float32 [1 + C, H, W], background first; they sum to 1 at every pixel. That of a
-        class has been multiplied by its presence where presence is asked.
+    probabilities: float32 [1 + C, H, W], background first; they sum to 1 at every pixel. Moved by
+        ``object_above``, so that the decision is at 0.5; multiplied by a class's presence where
+        presence is asked (:func:`~model.presence.given_presence`).
     classes: the C class names.
     priors: class -> float32 [2, h, w] in [-1, 1] over the picture; empty for models without one.
     correlations: class -> one float32 [h_l, w_l] over the picture a stage, finest first.
