@@ -10,6 +10,7 @@ Writes checkpoints (``last.pth``, ``best.pth``, ``epoch_N.pth``), log and Tensor
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -74,9 +75,9 @@ class EpisodicStage(Stage):
         )
         return self.model.losses(out, batch["query_mask"], batch["base_mask"])
 
-    def validate(self, epoch: int, log: RunLog) -> Score:
+    def validate(self, epoch: int, log: RunLog, heed: Callable[[], None]) -> Score:
         seed = self.cfg.manual_seed + (0 if self.cfg.fix_random_seed_val else epoch)
-        result = self.evaluator.run(self.model, [seed], self.cfg.episodes, say=log.say)
+        result = self.evaluator.run(self.model, [seed], self.cfg.episodes, say=log.say, heed=heed)
         scores = {name: result.mean.get(name) for name in METRICS}
         known = {name: value for name, value in scores.items() if value is not None}
         told = ", ".join(f"{name} {value:.4f}" for name, value in known.items())

@@ -9,6 +9,8 @@ Writes checkpoints (stage 2 starts from ``best.pth``), log and TensorBoard event
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -55,8 +57,8 @@ class BaseStage(Stage):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Loss]:
         return self.model.losses(self.model(batch["image"]), batch["mask"])
 
-    def validate(self, epoch: int, log: RunLog) -> Score:
-        counts = base_counts(self.model, self.cfg, self.val_index, self.device)
+    def validate(self, epoch: int, log: RunLog, heed: Callable[[], None]) -> Score:
+        counts = base_counts(self.model, self.cfg, self.val_index, self.device, heed)
         miou, whole = counts.miou()[0], counts.miou(background=True)[0]
         told = f"mIoU {miou:.4f} over base classes, {whole:.4f} with background"
         return Score(miou, {"miou_base": miou, "miou_with_background": whole}, told)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -332,15 +331,14 @@ SCENARIOS = {
 }
 
 
-def _process(rank: int, config: Path, broken: Path, ports: list[int], output: Path) -> None:
+def _process(rank: int, config: Path, broken: Path, output: Path) -> None:
     """All scenarios in one set of processes: starting them is what takes time."""
     torch.set_num_threads(1)
-    for (name, (ranks, episodes, bad, arch)), port in zip(SCENARIOS.items(), ports, strict=True):
+    for number, (name, (ranks, episodes, bad, arch)) in enumerate(SCENARIOS.items()):
         if rank >= ranks:
             continue
-        torch.distributed.init_process_group(
-            "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
-        )
+        meet = f"file://{output}/meet{number}"  # no port that another program might take
+        torch.distributed.init_process_group("gloo", meet, rank=rank, world_size=ranks)
         kept = {}
         if name == STOPPED:
             stop = SimpleNamespace(asked=True, name="SIGTERM")
@@ -352,7 +350,7 @@ def _process(rank: int, config: Path, broken: Path, ports: list[int], output: Pa
             found = json_of(config, split(broken if bad else config, episodes, arch, **kept))
         except FewShotError as error:
             found = {"message": str(error)}
-        (output / f"{port}_{rank}.json").write_text(json.dumps(found))
+        (output / f"{number}_{rank}.json").write_text(json.dumps(found))
         distributed.cleanup()
 
 
@@ -373,24 +371,16 @@ def json_of(config: Path, result) -> dict:
     return json.loads(json.dumps(content | {"scored": scored, "leakage": result.leakage}))
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def test_any_number_of_processes_gives_exactly_the_result_of_one(config, tmp_path) -> None:
     broken = make_data(tmp_path / "bad")
     bad = evaluator_of(broken).index.entries[0]  # scanned while it was whole
     (tmp_path / f"bad/data/{bad}.png").write_bytes(b"\x89PNG\r\n\x1a\n truncated")
-    ports = [free_port() for _ in SCENARIOS]
-    mp.spawn(_process, (config, broken, ports, tmp_path), nprocs=3)
+    mp.spawn(_process, (config, broken, tmp_path), nprocs=3)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for (ranks, episodes, bad_picture, arch), port in zip(SCENARIOS.values(), ports, strict=True):
-        found = [
-            json.loads((tmp_path / f"{port}_{rank}.json").read_text()) for rank in range(ranks)
-        ]
+    for number, (ranks, episodes, bad_picture, arch) in enumerate(SCENARIOS.values()):
+        files = [tmp_path / f"{number}_{rank}.json" for rank in range(ranks)]
+        found = [json.loads(file.read_text()) for file in files]
         if bad_picture:
             messages = {content["message"] for content in found}
             assert len(messages) == 1 and f"{bad}.png" in messages.pop()

@@ -171,8 +171,19 @@ def test_same_seed_same_weights_whatever_the_workers_and_validation(case, stage)
     assert not bits(first["model"], other["model"])
 
 
+@pytest.fixture
+def validations_go_on(monkeypatch):
+    """So that the steps alone count for ``StopAt``."""
+    for stage in (BaseStage, EpisodicStage):
+
+        def validate(self, epoch, log, heed, validate=stage.validate):
+            return validate(self, epoch, log, lambda: None)
+
+        monkeypatch.setattr(stage, "validate", validate)
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_interrupted_and_resumed_equals_undisturbed(case, stage):
+def test_interrupted_and_resumed_equals_undisturbed(case, stage, validations_go_on):
     # epochs of two steps: 1 is inside the first epoch, 4 = 1 + 3 ends the second, 5 ends the run
     options = {"batch_size": 4, "save_every": 0, "evaluate": stage == "stage1"}
     if stage == "stage2":
@@ -188,6 +199,20 @@ def test_interrupted_and_resumed_equals_undisturbed(case, stage):
     assert same_run(whole, run(case, stage, "resumed", resume="auto", **options))
     # a finished run has nothing to add
     assert same_run(whole, run(case, stage, "resumed", resume="auto", **options))
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_stop_during_validation_ends_it_at_once_and_loses_nothing(case, stage):
+    """Whole validations may take longer than a batch system waits before it kills."""
+    options = {"batch_size": 4, "max_iterations": 99, "episodes": 3}
+    whole = run(case, stage, "unstopped", **options)
+    steps = whole["iteration"] // whole["epoch"]
+    for resume, left in ((None, steps + 2), ("auto", 2)):
+        with pytest.raises(Interrupted, match="SIGTERM in the validation of epoch 1; saved"):
+            run(case, stage, "stopped", resume=resume, stop=StopAt(left), **options)
+        state = read_state(configure(case, stage, name="stopped").exp_dir() / "last.pth")
+        assert (state["iteration"], state["epoch"], state["complete"]) == (steps, 0, False)
+    assert same_run(whole, run(case, stage, "stopped", resume="auto", **options))
 
 
 def test_accumulated_steps_equal_the_joint_batch(case):

@@ -59,6 +59,7 @@ class Evaluator(Setting):
         progress: bool = True,
         say: Callable[[str], object] = tqdm.write,
         partial: Partial | None = None,
+        heed: Callable[[], None] = lambda: None,
     ) -> Result:
         """``episodes`` episodes a run, one run for each of ``seeds``; the model is left as it was.
 
@@ -68,10 +69,12 @@ class Evaluator(Setting):
         the predicted pixels really are. generalized: also score base classes and the novel one in
         one labelling (``merge``, ``merge_tau``). say: is told, once each, which classes are left
         out or not asked about. partial: keeps the counts while they grow, and those of an earlier
-        call that was stopped. Under torchrun every process must call this.
+        call that was stopped. heed: called after every batch of episodes where there is no
+        ``partial``; may raise Interrupted. Under torchrun every process must call this.
 
         Raises FewShotError for unreadable pictures, classes that cannot form any episode, and a
-        model that puts out numbers that are not finite; Interrupted when ``partial`` says so.
+        model that puts out numbers that are not finite; Interrupted when ``partial`` or ``heed``
+        says so.
         """
         if engine not in ("walk", "naive"):
             raise ValueError(f"engine is 'walk' or 'naive', not {engine!r}")
@@ -117,7 +120,7 @@ class Evaluator(Setting):
                     leave=False,
                 )
                 with bar:
-                    walk.go(bar, (lambda: None) if partial is None else lambda: partial.after(walk))
+                    walk.go(bar, heed if partial is None else lambda: partial.after(walk))
         except FewShotError as error:
             failure = error
         finally:
@@ -125,7 +128,7 @@ class Evaluator(Setting):
             model.train(training)
         if partial is not None and not isinstance(failure, Interrupted):
             partial.save(walk)
-        self._agree(failure)
+        distributed.agree(failure)
         earlier = (0, 0, 0) if partial is None else partial.work
         with distributed.guard():
             tally.reduce()
@@ -159,17 +162,6 @@ class Evaluator(Setting):
             not_asked=[self.index.names[c] for c in missing],
             left_out=list(sampler.dropped),
         )
-
-    def _agree(self, failure: FewShotError | None) -> None:
-        """All processes go on, or all stop; nobody waits for one that failed."""
-        with distributed.guard():
-            failures = [f for f in distributed.gather_objects(failure) if f is not None]
-        if not failures:
-            return
-        first = min(failures, key=lambda found: found.status)  # mistakes before interruptions
-        if isinstance(first, Interrupted):
-            distributed.fail(first)
-        raise first if failure is None or isinstance(failure, Interrupted) else failure
 
     def _facts(
         self, model: FewShotModel, jobs: Sequence[Job], options: Mapping[str, Any]

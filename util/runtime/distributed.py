@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from util.runtime.errors import FewShotError, LostProcess
+from util.runtime.errors import FewShotError, Interrupted, LostProcess
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
@@ -102,6 +102,19 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def agree(failure: FewShotError | None) -> None:
+    """All processes go on, or all stop; nobody waits for one that failed. Each gives what it failed
+    with, or None; a mistake counts before an interruption."""
+    with guard():
+        failures = [found for found in gather_objects(failure) if found is not None]
+    if not failures:
+        return
+    first = min(failures, key=lambda found: found.status)
+    if isinstance(first, Interrupted):
+        fail(first)
+    raise first if failure is None or isinstance(failure, Interrupted) else failure
 
 
 def on_main(function: Callable[[], T]) -> T:

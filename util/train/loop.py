@@ -109,9 +109,17 @@ def fit(
     def given_up() -> bool:
         return cfg.evaluate and 0 < cfg.stop_interval <= at.stale()
 
-    def validate() -> bool:
+    def heed() -> None:
+        """What ends a validation at once: all that was learned is saved."""
+        if stop.asked:
+            raise Interrupted(
+                f"stopped by {stop.name or 'a signal'} in the validation of epoch {at.epoch + 1}; "
+                f"saved to {store.path('last')}, go on with --resume auto"
+            )
+
+    def validate(heed: Callable[[], None]) -> bool:
         """True when the model is the best so far."""
-        score = stage.validate(at.epoch, log)
+        score = stage.validate(at.epoch, log, heed)
         better = at.improve(score.value)
         log.scalars({f"val/{name}": value for name, value in score.scalars.items()}, at.iteration)
         best = " (best so far)" if better else ""
@@ -156,7 +164,7 @@ def fit(
                     rates = {f"lr/{g['name']}": g["lr"] for g in optimizer.param_groups}
                     log.scalars({f"train/{k}": v for k, v in losses.items()} | rates, at.iteration)
                     log.say(f"epoch {at.epoch + 1} iteration {at.iteration}/{total}: {told}")
-                if halfway and step == plan.steps // 2 and validate():
+                if halfway and step == plan.steps // 2 and validate(lambda: None):
                     save("best")
                 due = 0 < cfg.save_minutes <= (time.monotonic() - saved_at) / 60
                 if stopping or due or (cfg.save_every and at.iteration % cfg.save_every == 0):
@@ -168,7 +176,9 @@ def fit(
                     )
                     distributed.fail(Interrupted(message))
 
-        better = validate() if cfg.evaluate else True
+        if cfg.evaluate and first < last:  # a validation may take longer than a stop may wait
+            save("last")
+        better = validate(heed) if cfg.evaluate else True
         finished = last == plan.steps  # max_iterations may end the run inside an epoch
         at.epoch += finished
         names = ["best"] * better

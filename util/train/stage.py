@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,8 +42,9 @@ class Stage(nn.Module):
         super().__init__()
         self.cfg, self.device, self.model, self.dataset = cfg, device, model, dataset
 
-    def validate(self, epoch: int, log: RunLog) -> Score:
-        """Score the model; every process calls it. Only with ``evaluate``."""
+    def validate(self, epoch: int, log: RunLog, heed: Callable[[], None]) -> Score:
+        """Score the model; every process calls it. Only with ``evaluate``. ``heed`` is called from
+        time to time; it raises Interrupted when the run shall end."""
         raise TypeError(f"{type(self).__name__} must define validate")
 
     def validates_halfway(self, epoch: int) -> bool:
