@@ -117,7 +117,7 @@ class FewShotModel(nn.Module):
     A method that is trained with another number of supports than it is evaluated with says so in
     an attribute ``train_shot`` (HSNet: 1).
     ``object_above``: the probability above which a place counts as object outside training
-    (:meth:`decided`).
+    (:meth:`shifted`).
     """
 
     frozen: tuple[str, ...] = ()
@@ -166,10 +166,10 @@ class FewShotModel(nn.Module):
         """Prepared query (batch B) against prepared supports ([B, K, ...]); logits at ``size``."""
         raise TypeError(f"{type(self).__name__} must define match")
 
-    def decided(self, logits: Tensor) -> Tensor:
-        """logits [B, 2, h, w] -> the same; outside training the object's so much larger that it is
-        the larger one where its probability is above ``object_above``. Models call it in
-        :meth:`match`."""
+    def shifted(self, logits: Tensor) -> Tensor:
+        """logits [B, 2, h, w] -> the same; outside training the object's less the log-odds of
+        ``object_above``, so that it is the larger where its probability was above that. Models call
+        it in :meth:`match`."""
         if self.training or self.object_above == 0.5:
             return logits
         background, foreground = logits.split(1, dim=1)

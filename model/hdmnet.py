@@ -243,7 +243,7 @@ class HDMNet(FewShotModel):
             x = to_map(matched if self.stacked else sequence, stage_size)
             features.append(matching.merge_prior(matched, prior, stage_size))
             correlations.append(correlation)
-        meta = self.decided(full_precision(self.decoder(features)))
+        meta = self.shifted(full_precision(self.decoder(features)))
         if self.ensemble is None:
             return Output(align(meta, size), None, None, prior, correlations)
         assert query.gram is not None and supports.gram is not None and query.base is not None

@@ -232,7 +232,7 @@ class HSNet(FewShotModel):
         for shot in range(shots):
             support = map_tensors(supports, partial(torch.select, dim=1, index=shot))
             results.append(self._one_shot(query, support))
-        logits = [align(self.decided(logits), size) for logits, _ in results]
+        logits = [align(self.shifted(logits), size) for logits, _ in results]
         final = logits[0] if shots == 1 else vote(logits)
         correlations = []
         for maps in zip(*(maps for _, maps in results), strict=True):

@@ -100,21 +100,21 @@ class Presence(nn.Module):
         return F.normalize((features - self.centre) @ self.whitening, dim=-1)
 
 
-def look_at(model: HDMNet, f4: Tensor, out: Output, content: tuple[int, int]) -> Look:
-    """What was found: f4 [1, C, h, w] of the picture; out: what the model says of it, of which the
-    prediction without the base learner counts; content: height and width of the picture in what the
-    model saw, from its top left corner: the rest is padding."""
+def look_at(f4: Tensor, taken: Tensor, out: Output, content: tuple[int, int]) -> Look:
+    """What was found: f4 [1, C, h, w] of the picture and its :func:`names`; out: what the model
+    says of it, of which the prediction without the base learner counts; content: height and width
+    of the picture in what the model saw, from its top left corner: the rest is padding."""
     height, width = content
     logits = full_precision(out.final if out.meta is None else out.meta)[0]
     region, picture = torch.zeros(2, 1, *size_of(logits), dtype=torch.bool, device=f4.device)
     region[0, :height, :width] = found_region(logits[:, :height, :width].softmax(0)[1])
     picture[0, :height, :width] = True
-    return Look(describe(model, f4, region), _at(full_precision(f4), picture))
+    return Look(describe(f4, taken, region), _at(full_precision(f4), picture))
 
 
-def describe(model: HDMNet, f4: Tensor, region: Tensor) -> Description:
-    """An object: f4 [1, C, h, w] of its picture; region [1, H, W], boolean."""
-    taken = names(model, f4)
+def describe(f4: Tensor, taken: Tensor, region: Tensor) -> Description:
+    """An object: f4 [1, C, h, w] of its picture and its :func:`names`; region [1, H, W],
+    boolean."""
     return Description(_at(full_precision(f4), region), _at(taken, region).mean(0))
 
 
@@ -154,7 +154,7 @@ def found_region(probability: Tensor) -> Tensor:
 def given_presence(odds: Tensor, presence: float, found: bool) -> Tensor:
     """Log-odds of places to be object if the class is there -> log-odds that they are: the
     probability times ``presence``, that of the class being there at all; where it counts as found,
-    no less than leaves its surest places object: what is found is somewhere."""
+    no less than leaves its surest places object, if they were."""
     likely = torch.tensor(presence, dtype=odds.dtype, device=odds.device)
     if found:
         likely = likely.maximum(SURE / (SUREST * odds.amax().sigmoid())).clamp(max=1)

@@ -23,6 +23,7 @@ from model.presence import (
     found_region,
     given_presence,
     look_at,
+    names,
     unlearned,
 )
 from tests.own_pictures import disc, small_config, untrained
@@ -199,7 +200,7 @@ class Model:
 def test_an_object_thinner_than_the_grid_is_described():
     f4, region = torch.rand(1, 3, 4, 4), torch.zeros(1, 32, 32, dtype=torch.bool)
     region[0, 5, 6] = True
-    places, taken = describe(Model(), f4, region)
+    places, taken = describe(f4, names(Model(), f4), region)
     assert torch.equal(places, f4[:, :, 0, 0]) and taken.eq(1).all()
 
 
@@ -210,10 +211,10 @@ def test_padding_is_not_looked_at():
     meta = torch.zeros(1, 2, 32, 32)
     meta[:, 0, :8], meta[:, 1, 8:] = 4, 4
     out = Output(final=-meta, meta=meta, base=None, prior=None, correlations=[])
-    look = look_at(Model(), f4, out, (16, 32))
+    look = look_at(f4, names(Model(), f4), out, (16, 32))
     assert look.found.places.eq(1).all() and look.everywhere.eq(1).all()
     assert len(look.found.places) == 4 and len(look.everywhere) == 8
-    look = look_at(Model(), f4, out, (32, 32))
+    look = look_at(f4, names(Model(), f4), out, (32, 32))
     assert len(look.found.places) == 12 and len(look.everywhere) == 16
 
 
@@ -244,6 +245,7 @@ def test_fitted_measured_and_told(tmp_path, monkeypatch, capsys, ensemble):
     file, weight = tmp_path / "tiny/stage2.yaml", tmp_path / "w.pth"
     told = ["ensemble", str(ensemble)]
     cfg = load_config(file, told)
+    torch.manual_seed(0)
     model = build_model(cfg)
     torch.save({"model": model.state_dict(), "config": cfg.to_dict()}, weight)
     for command, more in (("fit", ()), ("measure", ("--output", str(tmp_path / "found.json")))):

@@ -39,7 +39,7 @@ MODELS = {
     "hdmnet vgg": dict(backbone="vgg16", ensemble=False, matching="attention", stages=1),
     "hdmnet timm": dict(backbone="timm/tf_efficientnet_lite0", stages=1, object_above=0.3),
     "hsnet resnet": dict(arch="HSNet", stem="7x7", pyramid=(16, 32), hyper_layers="deep",
-                         kernel4d="center_pivot"),
+                         kernel4d="center_pivot", object_above=0.3),
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from util.data.loader import whole
 from util.evaluate.metrics import ClassCounts
 from util.runtime import distributed
 from util.runtime.bars import progress
-from util.runtime.errors import FewShotError, Interrupted
+from util.runtime.errors import FewShotError
 from util.runtime.workers import read_ahead
 
 
@@ -55,7 +55,7 @@ def base_counts(
                 target = target.masked_fill(target == 1, number)
             counts.add(0, logits[0].argmax(0), target)
             heed()
-    except Interrupted as error:
+    except FewShotError as error:
         failure = error
     distributed.agree(failure)
     if not all(distributed.gather_objects(bool(finite))):

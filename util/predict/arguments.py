@@ -22,7 +22,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=between_0_and_1("--presence", "presence", ends=True),
         metavar="P",
         help="how likely a picture must show a class for it to be painted, 0 to 1; default: fitted "
-        "with the model, 0 paints always",
+        "with the model, 0 leaves presence out",
     )
     add(
         "--refine",

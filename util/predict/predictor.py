@@ -20,7 +20,7 @@ from torch import Tensor
 from model.fewshot import FewShotModel, Output, join_shots
 from model.hdmnet import HDMNet
 from model.layers import size_of
-from model.presence import Description, describe, given_presence, look_at
+from model.presence import Description, describe, given_presence, look_at, names
 from util.config import Config
 from util.data.transform import normalise, restore, val_transform
 from util.predict.base import Prediction, Predictor, not_finite
@@ -76,8 +76,8 @@ class FewShotPredictor(Predictor):
         output: 'final', or 'meta' for the prediction without the base learner. The base learner
             suppresses the classes that it was trained on: use 'meta' to look for one of those.
         presence: what tells whether a picture shows a class at all (``python -m util.presence``).
-        least_presence: below it a class is not found; None: the threshold fitted with it, 0: every
-            class is painted whatever the picture shows, as published.
+        least_presence: below it a class is not found; None: the threshold fitted with it, 0:
+            probabilities and masks are the model's own, whatever the presence.
     """
 
     def __init__(
@@ -154,8 +154,8 @@ class FewShotPredictor(Predictor):
         background; probabilities are softmax(0, z_1, ..., z_C), so that background wins where every
         class alone would say background, and elsewhere the class that is surest. Where presence is
         asked, the probability of each place is multiplied by it, though what is found stays object
-        where it is surest, and a class whose presence is below the threshold is in no mask; its
-        probabilities are told all the same.
+        where it is surest (:func:`~model.presence.given_presence`), and a class whose presence is
+        below the threshold is in no mask; its probabilities are told all the same.
 
         Args:
             image: as for :meth:`add_support`.
@@ -170,6 +170,7 @@ class FewShotPredictor(Predictor):
             query = self.model.prepare_query(self.model.encode_query(tensor))
             odds = torch.zeros(1 + len(self._supports), *size, device=self.device)
             priors, correlations, presence = {}, {}, {}
+            taken = None if self.presence is None else names(self._hdmnet, query.f4)
             for number, (name, supports) in enumerate(self._supports.items(), start=1):
                 joined = join_shots([[support.encoding for support in supports]])
                 out = self.model.match(query, joined, size_of(tensor))
@@ -177,8 +178,8 @@ class FewShotPredictor(Predictor):
                 torch.sub(logits[1], logits[0], out=odds[number])
                 if not odds[number].isfinite().all():
                     raise not_finite(name)
-                if self.presence is not None:
-                    look = look_at(self._hdmnet, query.f4, out, content)
+                if taken is not None:
+                    look = look_at(query.f4, taken, out, content)
                     known = [support.description for support in supports]
                     presence[name] = float(self.presence(look, known))
                     if self.least_presence:
@@ -211,7 +212,7 @@ class FewShotPredictor(Predictor):
             if self.presence is not None:
                 region = (mask_tensor == 1).to(self.device)
                 whole = self._hdmnet.encoder(tensor)[2]
-                description = describe(self._hdmnet, whole, region)
+                description = describe(whole, names(self._hdmnet, whole), region)
         return _Support(encoding, description)
 
     def _tensor(self, image: np.ndarray) -> Tensor:

@@ -176,7 +176,7 @@ def fit(
                     )
                     distributed.fail(Interrupted(message))
 
-        if cfg.evaluate and first < last:  # a validation may take longer than a stop may wait
+        if cfg.evaluate:  # a validation may take longer than a stop may wait
             save("last")
         better = validate(heed) if cfg.evaluate else True
         finished = last == plan.steps  # max_iterations may end the run inside an epoch

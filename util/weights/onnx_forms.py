@@ -105,7 +105,7 @@ def match(
     logits, maps = model._one_shot(
         map_tensors(query, repeated), map_tensors(supports, lambda t: t.flatten(0, 1))
     )
-    each = apart(align(logits, size))
+    each = apart(align(model.shifted(logits), size))
     alone = torch.ones_like(weight[0, :, 0, 0]).sum() == 1
     final = torch.where(alone, each[:, 0], decided(each.argmax(dim=2).sum(dim=1)))
     correlations = []
