@@ -23,7 +23,9 @@ from model.fewshot import Output
 from model.layers import full_precision, nearest, size_of
 
 if TYPE_CHECKING:
-    from model.hdmnet import HDMNet
+    from model.hdmnet import PreparedQuery, QueryEncoding
+
+    Picture = QueryEncoding | PreparedQuery  # batch 1, nothing hidden; of it f4 and base are read
 
 EVIDENCE = ("found again", "anywhere", "taken for the same")
 SURE = 0.5
@@ -100,22 +102,21 @@ class Presence(nn.Module):
         return F.normalize((features - self.centre) @ self.whitening, dim=-1)
 
 
-def look_at(f4: Tensor, taken: Tensor, out: Output, content: tuple[int, int]) -> Look:
-    """What was found: f4 [1, C, h, w] of the picture and its :func:`names`; out: what the model
-    says of it, of which the prediction without the base learner counts; content: height and width
-    of the picture in what the model saw, from its top left corner: the rest is padding."""
+def look_at(picture: Picture, out: Output, content: tuple[int, int]) -> Look:
+    """What was found: out: what the model says of the picture, of which the prediction without the
+    base learner counts; content: height and width of the picture in what the model saw, from its
+    top left corner: the rest is padding."""
     height, width = content
     logits = full_precision(out.final if out.meta is None else out.meta)[0]
-    region, picture = torch.zeros(2, 1, *size_of(logits), dtype=torch.bool, device=f4.device)
+    region, whole = torch.zeros(2, 1, *size_of(logits), dtype=torch.bool, device=logits.device)
     region[0, :height, :width] = found_region(logits[:, :height, :width].softmax(0)[1])
-    picture[0, :height, :width] = True
-    return Look(describe(f4, taken, region), _at(full_precision(f4), picture))
+    whole[0, :height, :width] = True
+    return Look(describe(picture, region), _at(full_precision(picture.f4), whole))
 
 
-def describe(f4: Tensor, taken: Tensor, region: Tensor) -> Description:
-    """An object: f4 [1, C, h, w] of its picture and its :func:`names`; region [1, H, W],
-    boolean."""
-    return Description(_at(full_precision(f4), region), _at(taken, region).mean(0))
+def describe(picture: Picture, region: Tensor) -> Description:
+    """An object of a picture: region [1, H, W], boolean."""
+    return Description(_at(full_precision(picture.f4), region), _at(names(picture), region).mean(0))
 
 
 def _at(features: Tensor, region: Tensor) -> Tensor:
@@ -127,12 +128,12 @@ def _at(features: Tensor, region: Tensor) -> Tensor:
     return features[0][:, inside].T
 
 
-def names(model: HDMNet, f4: Tensor) -> Tensor:
-    """What the base learner takes each place for: f4 [B, C, h, w] -> probabilities
-    [B, 1 + N, h, w], background first; without a base learner [B, 1, h, w], ones."""
-    if model.base_learner is None:
-        return torch.ones_like(full_precision(f4[:, :1]))
-    return full_precision(model.base_learner(model.head(F.relu(f4)))).softmax(dim=1)
+def names(picture: Picture) -> Tensor:
+    """What the base learner takes each place for, probabilities [1, 1 + N, h, w], background first;
+    without a base learner [1, 1, h, w], ones."""
+    if picture.base is None:
+        return torch.ones_like(full_precision(picture.f4[:, :1]))
+    return full_precision(picture.base).softmax(dim=1)
 
 
 def unlearned(description: Description, number: int) -> Description:

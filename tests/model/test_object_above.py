@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +10,9 @@ from model.fewshot import FewShotModel
 from model.hsnet import vote
 from tests.models import build, episode, run
 
+HSNET = {
+    "arch": "HSNet", "kernel4d": "center_pivot", "hyper_layers": "all", "pyramid": (8, 16, 32),
+}  # fmt: skip
 SUPPORTS = ("support_images", "support_masks")
 
 
@@ -25,31 +27,43 @@ def test_a_place_is_object_where_it_is_likelier_than_that(above, odds):
     assert torch.equal(moved[0], odds / 3)
 
 
-@pytest.mark.parametrize("arch", ["HDMNet", "HSNet"])
-def test_asked_for_it_moves_the_logits_outside_training_alone(arch):
-    changes = {"arch": arch}
-    if arch == "HSNet":
-        changes |= {"kernel4d": "center_pivot", "hyper_layers": "all", "pyramid": (8, 16, 32)}
-    published, model = build(**changes), build(**changes, object_above=0.2)
-    data = episode((64, 64), batch=2)
+def shift_of(published, model, data, head):
+    """By how much the log-odds of ``model`` lie above those of ``published``; both outputs."""
     with torch.no_grad():
-        before, after = run(published, data), run(model, data)
-    one, other = (out.final if out.meta is None else out.meta for out in (before, after))
-    moved = (other[:, 1] - other[:, 0]) - (one[:, 1] - one[:, 0])
-    assert torch.allclose(moved, torch.tensor(4.0).log(), atol=1e-4)
-    if arch == "HDMNet":  # the fusion has seen it
-        assert not torch.allclose(before.final, after.final, atol=1e-3)
-    else:  # each support's answer before the vote
-        several = episode((64, 64), batch=2, shot=3)
-        with torch.no_grad():
-            voted = run(model, several).final
-            each = [
-                run(model, several | {n: several[n][:, k : k + 1] for n in SUPPORTS}).final
-                for k in range(3)
-            ]
-        assert torch.equal(voted, vote(each))
-    trained = []
-    for each in (published, model):
+        outputs = run(published, data), run(model, data)
+    one, other = (getattr(out, head) for out in outputs)
+    return (other[:, 1] - other[:, 0]) - (one[:, 1] - one[:, 0]), outputs
+
+
+def trained_alike(*models, data):
+    """Whether all say the same in training, to the last bit."""
+    outputs = []
+    for model in models:
         torch.manual_seed(0)
-        trained.append(run(each.train(), data, training=True).final)
-    assert torch.equal(*trained)
+        outputs.append(run(model.train(), data, training=True).final)
+    return all(torch.equal(outputs[0], other) for other in outputs)
+
+
+def test_hdmnet_moves_its_logits_before_the_fusion_and_outside_training_alone():
+    published, model = build(), build(object_above=0.2)
+    data = episode((64, 64), batch=2)
+    moved, (before, after) = shift_of(published, model, data, "meta")
+    assert torch.allclose(moved, torch.tensor(4.0).log(), atol=1e-4)
+    assert not torch.allclose(before.final, after.final, atol=1e-3)  # the fusion has seen it
+    assert trained_alike(published, model, data=data)
+
+
+def test_hsnet_moves_each_supports_logits_before_the_vote_and_outside_training_alone():
+    published, model = build(**HSNET), build(**HSNET, object_above=0.2)
+    data = episode((64, 64), batch=2)
+    moved, _ = shift_of(published, model, data, "final")
+    assert torch.allclose(moved, torch.tensor(4.0).log(), atol=1e-4)
+    several = episode((64, 64), batch=2, shot=3)
+    with torch.no_grad():
+        voted = run(model, several).final
+        each = [
+            run(model, several | {n: several[n][:, k : k + 1] for n in SUPPORTS}).final
+            for k in range(3)
+        ]
+    assert torch.equal(voted, vote(each))
+    assert trained_alike(published, model, data=data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from model.presence import (
     found_region,
     given_presence,
     look_at,
-    names,
     unlearned,
 )
 from tests.own_pictures import disc, small_config, untrained
@@ -191,16 +191,15 @@ def test_a_class_counts_as_unlearned_in_fitting():
     assert torch.equal(look.found.names, others) and torch.equal(support.names, others)
 
 
-class Model:
-    """What presence asks of a model, without a base learner."""
-
-    base_learner = None
+def picture_of(f4):
+    """What presence asks of an encoded picture, without a base learner."""
+    return SimpleNamespace(f4=f4, base=None)
 
 
 def test_an_object_thinner_than_the_grid_is_described():
     f4, region = torch.rand(1, 3, 4, 4), torch.zeros(1, 32, 32, dtype=torch.bool)
     region[0, 5, 6] = True
-    places, taken = describe(f4, names(Model(), f4), region)
+    places, taken = describe(picture_of(f4), region)
     assert torch.equal(places, f4[:, :, 0, 0]) and taken.eq(1).all()
 
 
@@ -211,10 +210,10 @@ def test_padding_is_not_looked_at():
     meta = torch.zeros(1, 2, 32, 32)
     meta[:, 0, :8], meta[:, 1, 8:] = 4, 4
     out = Output(final=-meta, meta=meta, base=None, prior=None, correlations=[])
-    look = look_at(f4, names(Model(), f4), out, (16, 32))
+    look = look_at(picture_of(f4), out, (16, 32))
     assert look.found.places.eq(1).all() and look.everywhere.eq(1).all()
     assert len(look.found.places) == 4 and len(look.everywhere) == 8
-    look = look_at(f4, names(Model(), f4), out, (32, 32))
+    look = look_at(picture_of(f4), out, (32, 32))
     assert len(look.found.places) == 12 and len(look.everywhere) == 16
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from model.fewshot import FewShotModel, Output, join_shots
 from model.hdmnet import HDMNet
 from model.layers import size_of
-from model.presence import Description, describe, given_presence, look_at, names
+from model.presence import Description, describe, given_presence, look_at
 from util.config import Config
 from util.data.transform import normalise, restore, val_transform
 from util.predict.base import Prediction, Predictor, not_finite
@@ -100,7 +100,6 @@ class FewShotPredictor(Predictor):
         self.model = model.to(self.device).eval()
         self.model.derive()
         self.cfg = cfg
-        self._hdmnet: Any = model  # where presence is asked
         if presence is not None and (
             not isinstance(model, HDMNet) or len(presence.centre) != model.encoder.channels[2]
         ):
@@ -170,7 +169,7 @@ class FewShotPredictor(Predictor):
             query = self.model.prepare_query(self.model.encode_query(tensor))
             odds = torch.zeros(1 + len(self._supports), *size, device=self.device)
             priors, correlations, presence = {}, {}, {}
-            taken = None if self.presence is None else names(self._hdmnet, query.f4)
+            absent: list[str] = []
             for number, (name, supports) in enumerate(self._supports.items(), start=1):
                 joined = join_shots([[support.encoding for support in supports]])
                 out = self.model.match(query, joined, size_of(tensor))
@@ -178,21 +177,23 @@ class FewShotPredictor(Predictor):
                 torch.sub(logits[1], logits[0], out=odds[number])
                 if not odds[number].isfinite().all():
                     raise not_finite(name)
-                if taken is not None:
-                    look = look_at(query.f4, taken, out, content)
+                if self.presence is not None:
+                    look = look_at(query, out, content)
                     known = [support.description for support in supports]
                     presence[name] = float(self.presence(look, known))
                     if self.least_presence:
                         found = presence[name] >= self.least_presence
                         odds[number] = given_presence(odds[number], presence[name], found)
+                        absent += [name] * (not found)
                 if out.prior is not None:
                     priors[name] = self._over_picture(out.prior[0], content)
                 correlations[name] = [self._over_picture(c[0], content) for c in out.correlations]
-            absent = tuple(n for n, value in presence.items() if value < (self.least_presence or 0))
             without = [number for number, name in enumerate(self.classes, 1) if name in absent]
             mask = strongest(odds, without).cpu().numpy()
             probabilities = softmax_(odds).cpu().numpy()
-        return Prediction(mask, probabilities, self.classes, priors, correlations, presence, absent)
+        return Prediction(
+            mask, probabilities, self.classes, priors, correlations, presence, tuple(absent)
+        )
 
     def with_same_supports(self) -> FewShotPredictor:
         """Another predictor with the same model and these supports; later ones are its own."""
@@ -211,8 +212,7 @@ class FewShotPredictor(Predictor):
             description = None
             if self.presence is not None:
                 region = (mask_tensor == 1).to(self.device)
-                whole = self._hdmnet.encoder(tensor)[2]
-                description = describe(whole, names(self._hdmnet, whole), region)
+                description = describe(self.model.encode_query(tensor), region)
         return _Support(encoding, description)
 
     def _tensor(self, image: np.ndarray) -> Tensor:

@@ -30,9 +30,8 @@ from util.weights.training import started_from, told, training_of, weights_in
 
 # Keys that a training does not depend on; its batch is compared apart.
 OF_EVALUATION = {
-    *("runs", "seeds", "weight", "resized_val", "ori_resize", "object_above"),
-    *("merge", "merge_tau"),
-}
+    "runs", "seeds", "weight", "resized_val", "ori_resize", "object_above", "merge", "merge_tau",
+}  # fmt: skip
 APART = {*FREE, *OF_EVALUATION, "name", "batch_size", "accumulate"}
 FILES = {"base_weight", "pretrained"}
 

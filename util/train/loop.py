@@ -109,13 +109,16 @@ def fit(
     def given_up() -> bool:
         return cfg.evaluate and 0 < cfg.stop_interval <= at.stale()
 
-    def heed() -> None:
+    def stopped(where: str) -> Interrupted:
+        return Interrupted(
+            f"stopped by {stop.name or 'a signal'} {where}; saved to {store.path('last')}, "
+            "go on with --resume auto"
+        )
+
+    def end_if_asked() -> None:
         """What ends a validation at once: all that was learned is saved."""
         if stop.asked:
-            raise Interrupted(
-                f"stopped by {stop.name or 'a signal'} in the validation of epoch {at.epoch + 1}; "
-                f"saved to {store.path('last')}, go on with --resume auto"
-            )
+            raise stopped(f"in the validation of epoch {at.epoch + 1}")
 
     def validate(heed: Callable[[], None]) -> bool:
         """True when the model is the best so far."""
@@ -170,15 +173,12 @@ def fit(
                 if stopping or due or (cfg.save_every and at.iteration % cfg.save_every == 0):
                     save("last")
                 if stopping:
-                    message = (
-                        f"stopped by {stop.name or 'a signal'} at iteration {at.iteration}; saved "
-                        f"to {store.path('last')}, go on with --resume auto"
-                    )
-                    distributed.fail(Interrupted(message))
+                    distributed.fail(stopped(f"at iteration {at.iteration}"))
 
-        if cfg.evaluate:  # a validation may take longer than a stop may wait
-            save("last")
-        better = validate(heed) if cfg.evaluate else True
+        better = True
+        if cfg.evaluate:
+            save("last")  # a validation may take longer than a stop may wait
+            better = validate(end_if_asked)
         finished = last == plan.steps  # max_iterations may end the run inside an epoch
         at.epoch += finished
         names = ["best"] * better
